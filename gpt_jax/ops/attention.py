@@ -1,0 +1,144 @@
+"""Attention: one signature, a table of implementations.
+
+B batch, T queries, S keys, N query heads, K key/value heads, G = N // K, H head width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.ops import products
+from gpt_jax.ops.products import Precision
+from gpt_jax.types import Array
+
+# Finite, so that a row without any visible key gives a uniform softmax instead of NaN.
+_MASKED = -1e30
+# Queries taken at once on CPU: a block of queries meets only the keys up to its own end, so about
+# half of the scores is never computed.
+_BLOCK = 128
+
+
+def _scores_mask(causal, segment_ids_BT, start: int, stop: int, num_keys: int):
+    """Boolean [B or 1, 1, 1, stop - start, num_keys], True = attend; None if all is visible."""
+    masks = []
+    if causal:
+        masks.append(jnp.arange(start, stop)[:, None] >= jnp.arange(num_keys)[None, :])
+    if segment_ids_BT is not None:
+        queries, keys = segment_ids_BT[:, start:stop], segment_ids_BT[:, :num_keys]
+        masks.append((queries[:, :, None] == keys[:, None, :])[:, None, None])
+    return functools.reduce(jnp.logical_and, masks) if masks else None
+
+
+def _attend(q_BKGTH, k_BKSH, v_BKSH, mask, precision: Precision) -> Array:
+    """Softmax attention with heads in front of length; scores and softmax in f32."""
+    B, K, G, T, H = q_BKGTH.shape
+    # The G queries of a key head stand behind one another: one product for each (B, K).
+    q = q_BKGTH.reshape(B, K, G * T, H)
+    scores = products.batched_dot(q, k_BKSH, ((3,), (3,)), precision).reshape(B, K, G, T, -1)
+    if mask is not None:
+        scores = jnp.where(mask, scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).reshape(B, K, G * T, -1)
+    out = products.batched_dot(weights, v_BKSH, ((3,), (2,)), precision)
+    return out.reshape(B, K, G, T, H)
+
+
+def _heads_first(q_BTNH, k_BSKH, v_BSKH):
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    return q_BKGTH, k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+
+
+def _einsum(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precision):
+    """All scores at once."""
+    q, k, v = _heads_first(q_BTNH, k_BSKH, v_BSKH)
+    if mask_BTS is not None:
+        mask = mask_BTS[:, None, None]
+    else:
+        mask = _scores_mask(causal, segment_ids_BT, 0, q.shape[3], k.shape[2])
+    out = _attend(q, k, v, mask, precision)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+
+
+def _blocked(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precision):
+    """Causal self-attention by blocks of queries, each against the keys up to its end."""
+    T = q_BTNH.shape[1]
+    if not causal or mask_BTS is not None or T <= _BLOCK:
+        return _einsum(
+            q_BTNH, k_BSKH, v_BSKH, causal=causal, segment_ids_BT=segment_ids_BT,
+            mask_BTS=mask_BTS, precision=precision,
+        )  # fmt: skip
+    q, k, v = _heads_first(q_BTNH, k_BSKH, v_BSKH)
+    outputs = []
+    for start in range(0, T, _BLOCK):
+        stop = min(start + _BLOCK, T)
+        mask = _scores_mask(causal, segment_ids_BT, start, stop, stop)
+        block = _attend(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], mask, precision)
+        outputs.append(block)
+    out = jnp.concatenate(outputs, axis=3)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+
+
+def _library(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precision, name):
+    """jax.nn.dot_product_attention; with name "cudnn" the flash kernel of NVIDIA GPUs."""
+    if mask_BTS is not None:
+        mask = mask_BTS[:, None]
+    elif segment_ids_BT is not None:
+        mask = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
+    else:
+        mask = None
+    q, k, v = (x.astype(precision.operands) for x in (q_BTNH, k_BSKH, v_BSKH))
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, scale=1.0, implementation=name
+    )
+
+
+_IMPLEMENTATIONS = {
+    "einsum": _einsum,
+    "blocked": _blocked,
+    "xla": functools.partial(_library, name="xla"),
+    "cudnn": functools.partial(_library, name="cudnn"),
+}
+IMPLEMENTATIONS = ("auto", *_IMPLEMENTATIONS)
+
+
+def implementation_for(name: str, platform: str) -> str:
+    """What "auto" means on a platform of JAX; other names stand for themselves."""
+    if name != "auto":
+        return name
+    return {"cpu": "blocked"}.get(platform, "xla")
+
+
+def attention(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    *,
+    precision: Precision,
+    causal: bool = True,
+    segment_ids_BT: Array | None = None,
+    mask_BTS: Array | None = None,
+    implementation: str = "einsum",
+) -> Array:
+    """softmax(q k^T / sqrt(H)) v (arXiv:1706.03762), [B, T, N, H] in `precision.output`.
+
+    Args:
+      q_BTNH: Queries. N must be a multiple of K: each key/value head serves N // K query heads
+        (arXiv:2305.13245).
+      k_BSKH: Keys.
+      v_BSKH: Values.
+      precision: Dtypes of the two products; the softmax is always f32.
+      causal: Query t sees keys 0..t; needs S == T.
+      segment_ids_BT: Queries see keys of their own segment only; needs S == T.
+      mask_BTS: True = attend; replaces the two above (decoding with a cache).
+      implementation: A name of IMPLEMENTATIONS but "auto".
+    """
+    assert q_BTNH.shape[2] % k_BSKH.shape[2] == 0, (q_BTNH.shape, k_BSKH.shape)
+    # Scaling q is cheaper than scaling the scores: H numbers a query instead of S.
+    q_BTNH = q_BTNH * (q_BTNH.shape[-1] ** -0.5)
+    out = _IMPLEMENTATIONS[implementation](
+        q_BTNH, k_BSKH, v_BSKH, causal=causal and mask_BTS is None,
+        segment_ids_BT=segment_ids_BT, mask_BTS=mask_BTS, precision=precision,
+    )  # fmt: skip
+    return products.to_compute(out, precision)

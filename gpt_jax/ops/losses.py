@@ -1,0 +1,39 @@
+"""Cross-entropy in f32, with the z-loss of PaLM (arXiv:2204.02311, section 5)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.types import Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def cross_entropy(logits_BTV: Array, targets_BT: Array, z_loss: float = 0.0) -> tuple[Array, Array]:
+    """Negative log-likelihood of the targets and the z-loss term, f32[B, T] each.
+
+    The second is z_loss * logsumexp(logits)^2. The gradient flows from both; the backward pass
+    rebuilds the softmax from the logits and their logsumexp, so that no second [B, T, V] is kept.
+    """
+    return _cross_entropy_fwd(logits_BTV, targets_BT, z_loss)[0]
+
+
+def _cross_entropy_fwd(logits_BTV, targets_BT, z_loss):
+    logits = logits_BTV.astype(jnp.float32)
+    lse_BT = jax.nn.logsumexp(logits, axis=-1)
+    target_BT = jnp.take_along_axis(logits, targets_BT[..., None], axis=-1)[..., 0]
+    losses = lse_BT - target_BT, z_loss * jnp.square(lse_BT)
+    return losses, (logits_BTV, targets_BT, lse_BT)
+
+
+def _cross_entropy_bwd(z_loss, residuals, cotangents):
+    logits_BTV, targets_BT, lse_BT = residuals
+    g_nll, g_z = cotangents
+    probabilities = jnp.exp(logits_BTV.astype(jnp.float32) - lse_BT[..., None])
+    is_target = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+    on_probabilities = g_nll + g_z * (2.0 * z_loss) * lse_BT
+    grad = probabilities * on_probabilities[..., None] - jnp.where(is_target, g_nll[..., None], 0.0)
+    return grad.astype(logits_BTV.dtype), None
+
+
+cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)

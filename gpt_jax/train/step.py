@@ -1,0 +1,120 @@
+"""The training step and the evaluation step: pure functions that the caller jits and shards."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt_jax.parallel.sharding import constrain
+from gpt_jax.runs.state import TrainState
+from gpt_jax.types import Array, Batch, Tree
+
+# (outputs, batch) -> (sum to minimise, sums of metrics)
+Objective = Callable[[Array, Batch], tuple[Array, dict]]
+
+
+def _forward(model: Any, params: Tree, batch: Batch, dropout_key: Array | None) -> Array:
+    return model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["positions"],
+        batch["segment_ids"],
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+
+
+def _microbatches(batch: Batch, number: int) -> Batch:
+    """[B, ...] -> [number, B / number, ...].
+
+    Microbatch m takes the rows m, m + number, ...: each device splits the rows it holds, and
+    nothing moves between devices.
+    """
+
+    def split(x: Array) -> Array:
+        x = x.reshape(x.shape[0] // number, number, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+    return jax.tree.map(split, dict(batch))
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: Any,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int = 1,
+    dropout: bool = False,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update.
+
+    Args:
+      state: The state before.
+      batch: Global batch; `loss_mask` weighs its targets.
+      model: Its `apply` gives the outputs.
+      objective: What to minimise.
+      optimizer: The optax transformation whose slots the state holds.
+      num_microbatches: The gradient is accumulated over this many parts of the batch.
+      dropout: Whether the model is run with dropout.
+
+    Returns:
+      The state after, and metrics: the objective's means over the batch, `grad_norm` before
+      clipping, `num_targets`. If the loss or the gradient is not finite, parameters and optimizer
+      state are those of before and flags.first_nonfinite holds the step.
+    """
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    # The divisor is the whole batch's: microbatches with unequal masks are weighed as one batch.
+    num_targets = batch["loss_mask"].sum()
+    divisor = jnp.maximum(num_targets, 1.0)
+
+    def loss_fn(params: Tree, microbatch: Batch, number: Array | int):
+        key = jax.random.fold_in(step_key, number) if dropout else None
+        total, sums = objective(_forward(model, params, microbatch, key), microbatch)
+        return total / divisor, jax.tree.map(lambda x: x / divisor, sums)
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if num_microbatches == 1:
+        grads, means = grad_fn(state.params, batch, 0)
+    else:
+
+        def accumulate(carry, xs):
+            number, microbatch = xs
+            return jax.tree.map(jnp.add, carry, grad_fn(state.params, microbatch, number)), None
+
+        parts = _microbatches(batch, num_microbatches)
+        first = grad_fn(state.params, jax.tree.map(lambda x: x[0], parts), 0)
+        rest = jax.tree.map(lambda x: x[1:], parts)
+        (grads, means), _ = jax.lax.scan(accumulate, first, (jnp.arange(1, num_microbatches), rest))
+
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(means["loss"])
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    def keep(new: Tree, old: Tree) -> Tree:
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    first_nonfinite = state.flags["first_nonfinite"]
+    new_state = TrainState(
+        step=state.step + 1,
+        index=state.index + 1,
+        params=keep(params, state.params),
+        opt_state=keep(opt_state, state.opt_state),
+        rng=state.rng,
+        flags={
+            "first_nonfinite": jnp.where(
+                finite | (first_nonfinite >= 0), first_nonfinite, state.step
+            )
+        },
+    )
+    return new_state, {**means, "grad_norm": grad_norm, "num_targets": num_targets}
+
+
+def eval_step(params: Tree, batch: Batch, *, model: Any, objective: Objective) -> dict[str, Array]:
+    """The objective's sums over a batch, and `num_targets`; no dropout."""
+    _, sums = objective(_forward(model, params, batch, None), batch)
+    return {**sums, "num_targets": batch["loss_mask"].sum()}
