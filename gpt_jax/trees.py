@@ -1,4 +1,4 @@
-"""Trees with named leaves: every rule of this code base (decay, sharding, freezing) goes by path."""
+"""Trees with named leaves: every rule here (decay, sharding, freezing) goes by path."""
 
 import re
 from collections.abc import Callable, Iterable

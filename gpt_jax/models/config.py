@@ -1,8 +1,6 @@
-"""What a Transformer is made of: a frozen, validated dataclass of JSON values."""
+"""What a Transformer is made of: a frozen, validated dataclass.  Starts no JAX."""
 
 import dataclasses
-
-from gpt_jax.ops import attention
 
 _CHOICES = {
     "positions": ("learned", "rotary"),
@@ -11,7 +9,7 @@ _CHOICES = {
     "init": ("gpt2", "fan_in"),
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16"),
-    "attention": attention.IMPLEMENTATIONS,
+    "attention": ("auto", "einsum", "blocked", "xla", "cudnn"),
 }
 
 

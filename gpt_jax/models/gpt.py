@@ -12,7 +12,7 @@ from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.layers import Context, LayerCache, Norm, _param, weight_init
 from gpt_jax.models.stack import Stack
 from gpt_jax.ops import positions, products
-from gpt_jax.types import Array
+from gpt_jax.types import Array, Batch, Tree
 
 
 @flax.struct.dataclass
@@ -108,6 +108,18 @@ class GPT(nn.Module):
         if c.logit_softcap:
             logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
         return logits
+
+
+def forward(model: GPT, params: Tree, batch: Batch, dropout_key: Array | None = None) -> Array:
+    """Logits, f32[B, T, V], of a batch; with dropout if a key is given."""
+    return model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["positions"],
+        batch["segment_ids"],
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
 
 
 def make_cache(config: TransformerConfig, batch_size: int, length: int, dtype: Any) -> Cache:

@@ -6,8 +6,6 @@ import jax.numpy as jnp
 
 from gpt_jax.types import Array
 
-NAMES = ("constant", "linear", "cosine", "wsd")
-
 
 def make_schedule(
     name: str, *, peak: float, final: float, warmup: int, decay: int, total: int

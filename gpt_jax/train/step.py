@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions that the caller jits and shards."""
+"""The training step: a pure function that the caller jits and shards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,23 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt_jax.models.gpt import forward
 from gpt_jax.parallel.sharding import constrain
 from gpt_jax.runs.state import TrainState
 from gpt_jax.types import Array, Batch, Tree
 
 # (outputs, batch) -> (sum to minimise, sums of metrics)
 Objective = Callable[[Array, Batch], tuple[Array, dict]]
-
-
-def _forward(model: Any, params: Tree, batch: Batch, dropout_key: Array | None) -> Array:
-    return model.apply(
-        {"params": params},
-        batch["tokens"],
-        batch["positions"],
-        batch["segment_ids"],
-        deterministic=dropout_key is None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
-    )
 
 
 def _microbatches(batch: Batch, number: int) -> Batch:
@@ -63,8 +53,8 @@ def train_step(
 
     Returns:
       The state after, and metrics: the objective's means over the batch, `grad_norm` before
-      clipping, `num_targets`. If the loss or the gradient is not finite, parameters and optimizer
-      state are those of before and flags.first_nonfinite holds the step.
+      clipping, `num_targets`, and the state's flags. If the loss or the gradient is not finite,
+      parameters and optimizer state are those of before and flags.first_nonfinite holds the step.
     """
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     # The divisor is the whole batch's: microbatches with unequal masks are weighed as one batch.
@@ -73,7 +63,7 @@ def train_step(
 
     def loss_fn(params: Tree, microbatch: Batch, number: Array | int):
         key = jax.random.fold_in(step_key, number) if dropout else None
-        total, sums = objective(_forward(model, params, microbatch, key), microbatch)
+        total, sums = objective(forward(model, params, microbatch, key), microbatch)
         return total / divisor, jax.tree.map(lambda x: x / divisor, sums)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
@@ -111,10 +101,5 @@ def train_step(
             )
         },
     )
-    return new_state, {**means, "grad_norm": grad_norm, "num_targets": num_targets}
-
-
-def eval_step(params: Tree, batch: Batch, *, model: Any, objective: Objective) -> dict[str, Array]:
-    """The objective's sums over a batch, and `num_targets`; no dropout."""
-    _, sums = objective(_forward(model, params, batch, None), batch)
-    return {**sums, "num_targets": batch["loss_mask"].sum()}
+    metrics = {**means, "grad_norm": grad_norm, "num_targets": num_targets}
+    return new_state, {**metrics, **new_state.flags}

@@ -1,0 +1,37 @@
+"""Prints what a config would run, and where each value is from; runs nothing.
+
+gpt-jax config --config=configs/gpt2.py:size=1.5b
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE[:args]", help="a config file")
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gpt_jax.runs.config import flatten, run_config
+    from gpt_jax.runs.config_file import load_config
+    from gpt_jax.scaling import counts
+
+    values, origins = load_config(arguments.config, overrides)
+    config = run_config(values)
+    flat = flatten(config.to_dict())
+    width = max(map(len, flat))
+    for name, value in flat.items():
+        print(f"{name:{width}}  {value!s:24}  {origins.get(name, 'default')}")
+    groups = counts.parameter_counts(config.model)
+    total = sum(groups.values())
+    print("\nparameters")
+    for group, number in [*groups.items(), ("total", total)]:
+        print(f"  {group:20} {number:>16,}")
+    length, batch = config.data.seq_len, config.train.batch_size
+    flops = counts.flops_per_token(config.model, length)
+    print(f"\nFLOPs a token (6 a weight of a product; causal attention at {length}): {flops:,.0f}")
+    print(f"tokens a step: {batch * length:,}")
+    slots = counts.optimizer_slots(config.optimizer.name, config.model)
+    print("\nbytes (float32)")
+    for what, number in (("parameters", total), ("gradients", total), ("optimizer", slots)):
+        print(f"  {what:20} {4 * number:>16,}")
+    return 0

@@ -1,0 +1,63 @@
+"""The program `gpt-jax`, also `python -m gpt_jax`: finds the command and words its failures."""
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+
+# Command -> what it does; its module is imported only when it is called, so that help is instant.
+_COMMANDS = {
+    "config": "print what a config would run: values, parameters, FLOPs, bytes",
+    "train": "train, or continue a run",
+    "evaluate": "score a run",
+    "generate": "continue a text with a run",
+}
+_USER_MISTAKE = 2
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command and exits: 0; 2 and one line for a user's mistake; 75 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    epilog = "commands:\n" + "\n".join(f"  {name:10} {does}" for name, does in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="gpt-jax",
+        description="GPT-style language models in JAX. `gpt-jax COMMAND --help` tells more.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND")
+    name = parser.parse_args(argv[:1]).command
+    command = importlib.import_module(f"gpt_jax.cli.{name}")
+    command_parser = argparse.ArgumentParser(
+        prog=f"gpt-jax {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(command_parser)
+    try:
+        sys.exit(command.run(*_parse(command_parser, argv[1:])))
+    except (ValueError, OSError) as error:
+        if not _is_users(error) or os.environ.get("GPT_JAX_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(_USER_MISTAKE)
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list]:
+    """The arguments, and the overrides `a.b=value` of --config.a.b=value."""
+    arguments, rest = parser.parse_known_args(argv)
+    prefix = "--config."
+    takes_config = hasattr(arguments, "config")
+    for word in rest:
+        if not (takes_config and word.startswith(prefix)):
+            parser.error(f"unknown argument {word}")
+    return arguments, [word.removeprefix(prefix) for word in rest]
+
+
+def _is_users(error: BaseException) -> bool:
+    """Whether our own code or a config raised it: a library's error is a bug of ours."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    ours = os.path.abspath(last).startswith(package + os.sep)
+    return ours or f"{os.sep}configs{os.sep}" in last or isinstance(error, OSError)

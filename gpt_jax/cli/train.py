@@ -1,0 +1,40 @@
+"""Trains by a config, or continues when the work directory holds a run.
+
+  gpt-jax train --config=configs/gpt.py:size=1m --config.data.path=FOLDER_OF_TEXTS
+
+Any value of the config is changed by --config.SECTION.NAME=VALUE; `gpt-jax config` prints them.
+"""
+
+import argparse
+import pathlib
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE[:args]", help="a config file")
+    parser.add_argument("--workdir", help="the run directory (default: runs/<name of the config>)")
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gpt_jax.runs.config import run_config
+    from gpt_jax.runs.config_file import load_config
+
+    values, _ = load_config(arguments.config, overrides)
+    config = run_config(values)
+    workdir = pathlib.Path(arguments.workdir or _default_workdir(arguments.config)).absolute()
+
+    # JAX starts here: whatever a config alone can get wrong has been refused by now.
+    from gpt_jax.parallel.startup import cache_dir, use_compile_cache
+    from gpt_jax.train.loop import fit
+    from gpt_jax.train.setup import set_up
+
+    print(f"run:   {workdir}\ncache: {cache_dir()} (GPT_JAX_CACHE moves it)", flush=True)
+    use_compile_cache()
+    training = set_up(config, workdir, cache_dir())
+    print(training.summary(), flush=True)
+    return fit(training)
+
+
+def _default_workdir(spec: str) -> str:
+    path, _, argument = spec.partition(":")
+    words = [pathlib.Path(path).stem, *argument.replace("=", "").split(",")]
+    return "runs/" + "-".join(word for word in words if word)

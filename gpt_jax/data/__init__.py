@@ -1,0 +1,1 @@
+"""Corpora to batches: sources, tokenizers, packed rows and the order they are read in."""

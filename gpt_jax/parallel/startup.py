@@ -1,0 +1,21 @@
+"""What a process does before its first computation."""
+
+import os
+
+import jax
+from etils import epath
+
+
+def cache_dir() -> epath.Path:
+    """The one folder outside of a run that is written to: $GPT_JAX_CACHE or ~/.cache/gpt_jax.
+
+    It holds prepared corpora, trained tokenizers, tokens and compiled programs; it may be deleted.
+    """
+    return epath.Path(os.environ.get("GPT_JAX_CACHE") or "~/.cache/gpt_jax").expanduser()
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs in the cache folder, so that a second start compiles nothing."""
+    jax.config.update("jax_compilation_cache_dir", os.fspath(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -1,0 +1,175 @@
+"""Checkpoints of a run: the one module that touches Orbax."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+
+from gpt_jax import trees
+from gpt_jax.ops.digests import digest
+from gpt_jax.runs import canonical
+from gpt_jax.types import Tree
+
+# Two items, so that a reader of parameters never touches the optimizer's slots.
+_PARAMS, _REST, _MANIFEST = "params", "rest", "manifest"
+
+
+_stack = jax.jit(canonical.stack)
+_digests = jax.jit(lambda arrays: jax.tree.map(digest, arrays))
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run: one folder a step, written asynchronously.
+
+    A step's folder appears by a rename when all of it is written: a run that is killed while
+    saving leaves the older steps untouched.
+    """
+
+    def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
+        self.directory = epath.Path(directory)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=keep is not None,
+            create=keep is not None,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps that are saved whole, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
+        """Saves a TrainState in the background; `metadata` holds JSON values.
+
+        Returns when the arrays are copied, so that the caller may donate them.
+        """
+        arrays = _stack(state)
+        digests = jax.device_get(_digests(arrays))
+        manifest = {
+            "leaves": {
+                name: {
+                    "shape": list(array.shape),
+                    "dtype": str(array.dtype),
+                    "digest": _hex(digests[name]),
+                }
+                for name, array in arrays.items()
+            },
+            **metadata,
+        }
+        params, rest = _split(arrays)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    _PARAMS: ocp.args.StandardSave(params),
+                    _REST: ocp.args.StandardSave(rest),
+                    _MANIFEST: ocp.args.JsonSave(manifest),
+                }
+            ),
+        )
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """A TrainState of the structure and shardings of `like`, and the saved metadata.
+
+        Args:
+          step: One of steps().
+          like: ShapeDtypeStructs with shardings.
+
+        Raises:
+          ValueError: A leaf is missing, has another shape, or its bits are not those saved.
+        """
+        manifest = self._manifest(step)
+        target = canonical.stacked_target(like)
+        _check_leaves(target, manifest, f"checkpoint {step}")
+        params, rest = _split(target)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    _PARAMS: ocp.args.StandardRestore(params),
+                    _REST: ocp.args.StandardRestore(rest),
+                }
+            ),
+        )
+        arrays = _join(restored[_PARAMS], restored[_REST])
+        return self._verified(step, arrays, manifest, like), manifest
+
+    def restore_params(self, step: int, like: Tree) -> Tree:
+        """The parameters alone, of the structure and shardings of `like`; raises as `restore`."""
+        manifest = self._manifest(step)
+        like = {_PARAMS: like}
+        target = canonical.stacked_target(like)
+        saved = {
+            **manifest,
+            "leaves": {
+                name: leaf
+                for name, leaf in manifest["leaves"].items()
+                if name.startswith(f"{_PARAMS}/")
+            },
+        }
+        _check_leaves(target, saved, f"checkpoint {step}")
+        params, _ = _split(target)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**{_PARAMS: ocp.args.StandardRestore(params)})
+        )
+        arrays = _join(restored[_PARAMS], {})
+        return self._verified(step, arrays, saved, like)[_PARAMS]
+
+    def wait(self) -> None:
+        """Returns when the save under way is complete; raises what went wrong in it."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then releases Orbax's threads."""
+        self._manager.close()
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        if step not in self.steps():
+            raise ValueError(
+                f"step: {step} is not among the saved steps {self.steps()} of {self.directory}"
+            )
+        composite = ocp.args.Composite(**{_MANIFEST: ocp.args.JsonRestore()})
+        return self._manager.restore(step, args=composite)[_MANIFEST]
+
+    def _verified(self, step: int, arrays: dict, manifest: dict, like: Any) -> Any:
+        digests = jax.device_get(_digests(arrays))
+        for name, value in digests.items():
+            saved = manifest["leaves"][name]["digest"]
+            if _hex(value) != saved:
+                raise ValueError(
+                    f"checkpoint {step}: {name} is damaged: digest {_hex(value)}, saved as {saved} "
+                    f"({self.directory / str(step)})"
+                )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+        return jax.jit(lambda xs: canonical.unstack(xs, like), out_shardings=shardings)(arrays)
+
+
+def _check_leaves(target: dict, manifest: dict, where: str) -> None:
+    saved = manifest["leaves"]
+    missing, unused = sorted(set(target) - set(saved)), sorted(set(saved) - set(target))
+    if missing or unused:
+        raise ValueError(f"{where}: not saved but wanted: {missing}; saved but unused: {unused}")
+    for name, leaf in target.items():
+        shape, dtype = tuple(saved[name]["shape"]), saved[name]["dtype"]
+        if (shape, dtype) != (leaf.shape, str(leaf.dtype)):
+            raise ValueError(
+                f"{where}: {name} is {dtype}{list(shape)}, but the config makes it "
+                f"{leaf.dtype}{list(leaf.shape)}"
+            )
+
+
+def _split(arrays: dict) -> tuple[Tree, Tree]:
+    nested = traverse_util.unflatten_dict(arrays, sep="/")
+    params = nested.pop(_PARAMS)
+    return params, nested
+
+
+def _join(params: Tree, rest: Tree) -> dict:
+    return trees.flatten({_PARAMS: params, **rest})
+
+
+def _hex(words: np.ndarray) -> str:
+    return "".join(f"{int(word):08x}" for word in words)

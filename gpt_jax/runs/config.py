@@ -1,0 +1,186 @@
+"""The config of a run as frozen dataclasses: here dicts and JSON stop.  Starts no JAX."""
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from gpt_jax.data.config import DataConfig
+from gpt_jax.models.config import TransformerConfig
+from gpt_jax.optim.config import OptimizerConfig
+from gpt_jax.optim.durations import Duration
+from gpt_jax.parallel.config import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long and how often; durations are steps, "100M tokens", "2 epochs" or "5%" of the run.
+
+    Attributes:
+      batch_size: Sequences of the global batch.
+      duration: Length of the run.
+      num_microbatches: The gradient is accumulated over this many parts of a batch.
+      z_loss: Weight of the z-loss (arXiv:2204.02311, which uses 1e-4).
+      log_every: Steps between rows of training metrics.
+      eval_every: Between evaluations; the first is before the first step, one follows the last.
+      eval_batches: Validation batches of an evaluation while training; 0: the whole split. The
+        last evaluation always takes the whole split.
+      checkpoint_every: Between checkpoints; one follows the last step.
+      keep: Newest checkpoints that are kept.
+      sample_prompts: Texts to continue at each evaluation; "" is the beginning of a document.
+      sample_tokens: Length of those continuations.
+      tensorboard: Whether TensorBoard events are written.
+      wandb: Weights & Biases project to log to; "": none.
+    """
+
+    batch_size: int
+    duration: str | int
+    num_microbatches: int = 1
+    z_loss: float = 0.0
+    log_every: int = 10
+    eval_every: str | int = "10%"
+    eval_batches: int = 20
+    checkpoint_every: str | int = "10%"
+    keep: int = 2
+    sample_prompts: tuple[str, ...] = ("",)
+    sample_tokens: int = 64
+    tensorboard: bool = True
+    wandb: str = ""
+
+    def __post_init__(self):
+        for name in ("batch_size", "num_microbatches", "log_every", "keep", "sample_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}: {getattr(self, name)!r} is not at least 1")
+        for name in ("eval_batches", "z_loss"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train.{name}: {getattr(self, name)!r} is below 0")
+        for name in ("duration", "eval_every", "checkpoint_every"):
+            if not Duration.parse(f"train.{name}", getattr(self, name)).amount > 0:
+                raise ValueError(f"train.{name}: {getattr(self, name)!r} is not above 0")
+        if Duration.parse("train.duration", self.duration).unit == "%":
+            raise ValueError(f"train.duration: {self.duration!r} is a share of itself")
+        if self.batch_size % self.num_microbatches:
+            raise ValueError(
+                f"train.num_microbatches: {self.num_microbatches} does not divide "
+                f"train.batch_size {self.batch_size}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run: what `config.json` holds.
+
+    Attributes:
+      seed: Of the initial parameters, the dropout and the data order.
+    """
+
+    seed: int
+    model: TransformerConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed: {self.seed!r} is not in [0, 2^31)")
+        if self.data.seq_len > self.model.seq_len:
+            raise ValueError(
+                f"data.seq_len: {self.data.seq_len} is over model.seq_len {self.model.seq_len}, "
+                "the longest sequence the model takes"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts of JSON values."""
+        return dataclasses.asdict(self)
+
+
+def run_config(values: Mapping[str, Any]) -> RunConfig:
+    """Builds a RunConfig from nested mappings (a config file, a config.json).
+
+    Raises:
+      ValueError: An unknown key (with the nearest known one), a missing one, a wrong type, or a
+        value that the dataclasses refuse; the message names the field and the value.
+    """
+    return _build(RunConfig, "", values)
+
+
+def fields(cls: type = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """The type of every leaf of the config by its dotted name."""
+    flat = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            flat |= fields(field.type, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = field.type
+    return flat
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings by their dotted names."""
+    flat = {}
+    for name, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
+def parse_value(name: str, text: str) -> Any:
+    """A value from the command line, read as the type of the field.
+
+    Raises:
+      ValueError: No such field (with the nearest one), or a text that its type does not admit.
+    """
+    known = fields()
+    if name not in known:
+        raise ValueError(_unknown_key(name, list(known)))
+    wanted = known[name]
+    if wanted is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    if wanted is tuple[str, ...] and isinstance(value, str):
+        value = (value,)
+    return _convert(wanted, name, value)
+
+
+def _build(cls: type, prefix: str, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{prefix.rstrip('.')}: {values!r} is not a section of the config")
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in known:
+            raise ValueError(_unknown_key(prefix + name, [prefix + other for other in known]))
+    arguments = {}
+    for name, field in known.items():
+        if name in values:
+            arguments[name] = _convert(field.type, prefix + name, values[name])
+        elif dataclasses.is_dataclass(field.type):
+            arguments[name] = _build(field.type, f"{prefix}{name}.", {})
+        elif field.default is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{name}: missing from the config")
+    return cls(**arguments)
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"{key}: no such key; the nearest is {nearest[0]}"
+
+
+def _convert(annotation: Any, name: str, value: Any) -> Any:
+    """Checks a value against a field's type; ints pass as floats, lists as tuples."""
+    if dataclasses.is_dataclass(annotation):
+        return _build(annotation, f"{name}.", value)
+    if annotation == tuple[str, ...]:
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is an int for Python, but not for a person.
+    elif isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool)):
+        return value
+    wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    raise ValueError(f"{name}: {value!r} is not of type {wanted}")

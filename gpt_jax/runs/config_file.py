@@ -1,0 +1,66 @@
+"""From `--config=FILE[:args] --config.a.b=value` to values and where each of them is from.
+
+Starts no JAX.
+"""
+
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gpt_jax.runs.config import flatten, parse_value
+
+FILE, ARGUMENT, COMMAND_LINE = "file", "argument", "command line"
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """Loads a config.
+
+    Args:
+      spec: Path of a Python file that defines get_config(arg) -> ConfigDict, and after a colon the
+        argument string: "configs/gpt.py:size=1m,debug".
+      overrides: "a.b=value" each, for any field of RunConfig, read as that field's type.
+
+    Returns:
+      The config as nested dicts, and for each leaf's dotted name where its value is from: "file",
+      "argument" or "command line".
+
+    Raises:
+      ValueError: No such file, a file without get_config, a bad argument string or override.
+    """
+    path, _, argument = spec.partition(":")
+    module = _import_file(path)
+    values = module.get_config(argument or None).to_dict()
+    plain = flatten(module.get_config(None).to_dict()) if argument else flatten(values)
+    origins = {
+        name: FILE if name in plain and plain[name] == value else ARGUMENT
+        for name, value in flatten(values).items()
+    }
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"--config.{name}: give a value, --config.{name}=VALUE")
+        *sections, leaf = name.split(".")
+        value, target = parse_value(name, text), values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[leaf] = value
+        origins[name] = COMMAND_LINE
+    return values, origins
+
+
+def _import_file(path: str) -> Any:
+    file = pathlib.Path(path).resolve()
+    if not file.is_file():
+        raise ValueError(f"--config: {path!r} does not exist; give the path of a config file")
+    # Configs import `configs.common`: the folder above the outermost package-like folder.
+    root = next((p.parent for p in file.parents if p.name in ("configs", "experiments")), None)
+    if root is not None and str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    module_spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config: {path!r} does not define get_config(arg)")
+    return module

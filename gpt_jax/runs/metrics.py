@@ -1,0 +1,114 @@
+"""metrics.jsonl, the record of a run: one flat JSON row an event; and copies of it for viewers."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+# Not a result of the run: two runs with equal results differ in these alone.
+VOLATILE = ("time", "perf/")
+
+
+def read_rows(path: epath.PathLike) -> list[dict[str, Any]]:
+    """The whole rows of a metrics.jsonl; a last line that was cut off is left out."""
+    return list(_whole_rows(epath.Path(path).read_bytes()))
+
+
+def _whole_rows(content: bytes) -> Iterator[dict[str, Any]]:
+    for line in content.split(b"\n")[:-1]:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+class MetricsLog:
+    """Appends rows; on resuming, rows after the checkpoint are cut off first.
+
+    Args:
+      path: The run's metrics.jsonl.
+      resume_step: The step the run goes on from; None: the file starts anew.
+    """
+
+    def __init__(self, path: epath.PathLike, resume_step: int | None):
+        self._path = os.fspath(path)
+        rows = []
+        if resume_step is not None and os.path.exists(self._path):
+            rows = [row for row in read_rows(self._path) if row["step"] <= resume_step]
+        # A copy that replaces the file: being killed here leaves the old rows or the new ones.
+        partial = f"{self._path}.partial"
+        with open(partial, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        os.replace(partial, self._path)
+        self._file = open(self._path, "a")  # noqa: SIM115
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Adds a row; values that are not finite are written as strings, as JSON has no NaN."""
+        row = {"step": step, **{name: _jsonable(value) for name, value in values.items()}}
+        self._file.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when all rows are on disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, bool | int | str):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+class TensorBoard:
+    """TensorBoard events, written without TensorFlow."""
+
+    def __init__(self, directory: epath.PathLike, resume_step: int | None):
+        from tensorboardX import SummaryWriter  # slow to import
+
+        # Events after the checkpoint are hidden, as their rows are cut off.
+        purge = None if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(os.fspath(directory), purge_step=purge)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if not isinstance(value, str):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run that goes on when the run does.
+
+    Raises:
+      ValueError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, workdir: epath.PathLike, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError(
+                f"train.wandb: {project!r} asks for Weights & Biases, which is not installed; "
+                "pip install wandb"
+            ) from None
+        # The same id when the run is continued, so that it stays one curve.
+        identity = epath.Path(workdir).name
+        self._run = wandb.init(
+            project=project, id=identity, resume="allow", dir=os.fspath(workdir), config=config
+        )
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,221 @@
+"""The loop: evaluate -> checkpoint -> next batch -> step -> log."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import jax
+
+from gpt_jax.data.order import global_rows
+from gpt_jax.data.pipeline import train_batches
+from gpt_jax.evals.samples import Samples
+from gpt_jax.evals.validation import Validation
+from gpt_jax.objectives.causal_lm import causal_lm
+from gpt_jax.optim.durations import Duration
+from gpt_jax.parallel import sharding
+from gpt_jax.reports.loss_curve import draw_loss_curve
+from gpt_jax.runs import metrics
+from gpt_jax.runs import run as layout
+from gpt_jax.scaling import counts
+from gpt_jax.train.interrupts import Interrupts
+from gpt_jax.train.progress import Progress
+from gpt_jax.train.setup import Training
+
+FINISHED, INTERRUPTED = 0, 75
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or the gradient was not finite; the run has stopped and nothing of it was kept."""
+
+
+def fit(training: Training) -> int:
+    """Trains to the end, or until a signal asks to stop.
+
+    Returns:
+      FINISHED, or INTERRUPTED after a checkpoint of the step that was reached.
+
+    Raises:
+      NonFiniteError: Names the step, the rows of its batch and the last good checkpoint.
+    """
+    loop = _Loop(training)
+    with Interrupts() as interrupts:
+        try:
+            return loop.run(interrupts)
+        finally:
+            loop.close()
+
+
+@dataclasses.dataclass
+class _Pending:
+    """Metrics of a step that the device may still be computing."""
+
+    step: int
+    values: dict[str, Any]
+
+
+class _Stopwatch:
+    """Time spent on steps alone, between two rows."""
+
+    def __init__(self):
+        self._since, self._spent, self._steps = time.monotonic(), 0.0, 0
+
+    def pause(self) -> None:
+        self._spent += time.monotonic() - self._since
+
+    def resume(self) -> None:
+        self._since = time.monotonic()
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def lap(self) -> float:
+        """Seconds a step since the last lap."""
+        self.pause()
+        seconds = self._spent / max(self._steps, 1)
+        self.resume()
+        self._spent, self._steps = 0.0, 0
+        return seconds
+
+
+class _Loop:
+    def __init__(self, training: Training):
+        self._training = t = training
+        config = t.config.train
+        self._eval_every = self._steps_of("eval_every")
+        self._save_every = self._steps_of("checkpoint_every")
+        resume = t.start if t.checkpoints.steps() else None
+        self._log = metrics.MetricsLog(t.workdir / layout.METRICS, resume)
+        self._sinks: list[Any] = [self._log]
+        if config.tensorboard:
+            self._sinks.append(metrics.TensorBoard(t.workdir / layout.EVENTS, resume))
+        if config.wandb:
+            values = t.config.to_dict()
+            self._sinks.append(metrics.WeightsAndBiases(config.wandb, t.workdir, values))
+        self._validation = Validation(
+            t.model, causal_lm, t.data.validation, config.batch_size, t.mesh, config.eval_batches
+        )
+        self._samples = Samples(
+            t.workdir / layout.SAMPLES, resume, t.model, t.data.tokenizer, t.config
+        )
+        self._progress = Progress(t.start, t.total)
+        self._pending: _Pending | None = None
+        self._stopwatch = _Stopwatch()
+        flops = counts.flops_per_token(t.config.model, t.config.data.seq_len)
+        peak = counts.peak_flops(jax.devices()[0].device_kind)
+        self._flops_share = flops / (peak * jax.device_count()) if peak else None
+
+    def run(self, interrupts: Interrupts) -> int:
+        t = self._training
+        config = t.config.train
+        local = sharding.local_rows(config.batch_size, t.mesh)
+        batches = train_batches(
+            t.data.train, t.config.seed, config.batch_size, int(t.state.index), local
+        )
+        self._stopwatch.resume()
+        step = t.start
+        while True:
+            fresh = step > t.start  # what was due at the step resumed from has been done
+            if fresh and (step % self._eval_every == 0 or step == t.total):
+                self._evaluate(step)
+            due = step % self._save_every == 0 or step == t.total or interrupts.requested
+            if fresh and due:
+                self._save(step)
+            if step == t.total or interrupts.requested:
+                break
+            _, batch = next(batches)
+            arrays = sharding.global_batch(batch, local, config.batch_size, t.mesh)
+            t.state, values = t.step(t.state, arrays)
+            step += 1
+            self._stopwatch.step()
+            self._progress.step()
+            self._flush()
+            # By the step alone: a run that was interrupted has the rows of one that was not.
+            if step % config.log_every == 0 or step in (1, t.total):
+                self._pending = _Pending(step, values)
+        return self._finish(step, interrupts.requested)
+
+    def _flush(self) -> None:
+        """Reads the metrics of a step when the next one is under way, and writes their row."""
+        if self._pending is None:
+            return
+        t, step = self._training, self._pending.step
+        values = {name: float(x) for name, x in jax.device_get(self._pending.values).items()}
+        self._pending = None
+        first_nonfinite = int(values.pop("first_nonfinite"))
+        tokens_per_sec = t.clock.tokens_per_step / self._stopwatch.lap()
+        row = {f"train/{name}": value for name, value in values.items() if name != "num_targets"}
+        row["train/learning_rate"] = float(t.learning_rate(step - 1))
+        row["train/tokens"] = step * t.clock.tokens_per_step
+        row["perf/tokens_per_sec"] = tokens_per_sec
+        mfu = None if self._flops_share is None else tokens_per_sec * self._flops_share
+        if mfu is not None:
+            row["perf/mfu"] = mfu
+        self._write(step, row)
+        if first_nonfinite >= 0:
+            raise NonFiniteError(self._nonfinite_message(first_nonfinite))
+        self._progress.row(step, values["loss"], tokens_per_sec, mfu)
+
+    def _nonfinite_message(self, step: int) -> str:
+        t = self._training
+        rows = global_rows(t.config.seed, len(t.data.train), t.config.train.batch_size, step)
+        steps = t.checkpoints.steps()
+        good = f"the last good checkpoint is {steps[-1]}" if steps else "no checkpoint was saved"
+        return (
+            f"step {step + 1}: the loss or the gradient is not finite; its update was left out and "
+            f"the run has stopped; rows of its batch: {rows.tolist()}; {good}"
+        )
+
+    def _evaluate(self, step: int) -> None:
+        self._stopwatch.pause()
+        self._flush()
+        t = self._training
+        result = self._validation.run(t.state.params, whole=step == t.total)
+        self._write(step, {f"eval/validation/{name}": value for name, value in result.items()})
+        figures = f"validation: loss {result['loss']:.4f}  perplexity {result['perplexity']:.2f}"
+        if "bits_per_byte" in result:
+            figures += f"  bits/byte {result['bits_per_byte']:.4f}"
+        self._progress.line(f"step {step}  {figures}")
+        for prompt, text in self._samples.run(step, t.state.params):
+            shown = json.dumps(prompt + text, ensure_ascii=False)
+            self._progress.line(f"  sample: {shown[:160]}")
+        self._stopwatch.resume()
+
+    def _save(self, step: int) -> None:
+        self._stopwatch.pause()
+        self._flush()
+        # Rows up to here are on disk before the checkpoint that would go on from here.
+        self._log.sync()
+        t = self._training
+        first_nonfinite = int(t.state.flags["first_nonfinite"])
+        if first_nonfinite >= 0:
+            raise NonFiniteError(self._nonfinite_message(first_nonfinite))
+        metadata = {"data_fingerprint": t.data.fingerprint, "config": t.config.to_dict()}
+        t.checkpoints.save(step, t.state, metadata)
+        self._stopwatch.resume()
+
+    def _finish(self, step: int, signal_name: str | None) -> int:
+        t = self._training
+        t.checkpoints.wait()
+        rows = metrics.read_rows(t.workdir / layout.METRICS)
+        draw_loss_curve(rows, t.workdir / layout.LOSS_CURVE, title=t.workdir.name)
+        if step == t.total:
+            self._progress.line(f"finished {step} steps: {t.workdir}")
+            return FINISHED
+        self._progress.line(f"{signal_name}: saved step {step}; the same command continues")
+        return INTERRUPTED
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def _steps_of(self, field: str) -> int:
+        value = getattr(self._training.config.train, field)
+        return max(1, Duration.parse(f"train.{field}", value).steps(self._training.clock))
+
+    def close(self) -> None:
+        self._progress.close()
+        self._samples.close()
+        for sink in self._sinks:
+            sink.close()
+        self._training.checkpoints.close()

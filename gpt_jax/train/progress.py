@@ -1,0 +1,68 @@
+"""What a person sees of a run: a bar on a terminal, one short line a row elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows steps out of a total.
+
+    Args:
+      start: Steps done before.
+      total: Steps of the run.
+    """
+
+    def __init__(self, start: int, total: int):
+        self._total = total
+        self._digits = len(str(total))
+        # dynamic_ncols follows the window; disable=None: no bar when stderr is not a terminal.
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", disable=None, dynamic_ncols=True, leave=False
+        )
+        self._rated_step: int | None = None
+        self._rated_time = 0.0
+
+    def step(self) -> None:
+        """One more step is under way."""
+        self._bar.update()
+
+    def row(self, step: int, loss: float, tokens_per_sec: float, mfu: float | None) -> None:
+        """Figures of a step that is done."""
+        figures = f"loss {loss:.4f}  {_count(tokens_per_sec)} tok/s"
+        if mfu is not None:
+            figures += f"  MFU {100 * mfu:.1f}%"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(figures)
+            return
+        eta = ""
+        if self._rated_step is None:  # it holds the compilation: no rate to tell the end by
+            self._rated_step, self._rated_time = step, time.monotonic()
+        else:
+            rate = (time.monotonic() - self._rated_time) / (step - self._rated_step)
+            eta = f"  eta {_clock(rate * (self._total - step))}"
+        self.line(f"step {step:>{self._digits}}/{self._total}  {figures}{eta}")
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self._bar.disable:
+            print(text, flush=True)
+        else:
+            self._bar.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _count(number: float) -> str:
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

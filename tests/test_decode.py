@@ -1,0 +1,192 @@
+"""Decoding with a cache against whole forward passes, on token ids."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax import trees
+from gpt_jax.decode import loop
+from gpt_jax.decode.generate import Decoder
+from gpt_jax.decode.sampling_params import SamplingParams
+from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.gpt import GPT
+
+# The last 9 rows of the embedding only pad it.
+VOCAB_SIZE, PADDED_VOCAB_SIZE, SEQ_LEN = 31, 40, 32
+CONFIG = TransformerConfig(
+    vocab_size=PADDED_VOCAB_SIZE, seq_len=SEQ_LEN, num_layers=2, embed_dim=16, num_heads=4,
+    num_kv_heads=2, attention="einsum",
+)  # fmt: skip
+LEARNED = dataclasses.replace(
+    CONFIG, positions="learned", norm="layernorm", activation="gelu", bias=True, tied=True,
+    qk_norm=False, init="gpt2", num_kv_heads=4,
+)  # fmt: skip
+# One token; and with 12 tokens more the context is full.
+PROMPTS = [[3], [5, 1, 4, 1, 5, 9, 2, 6, 5], [30, 29, 28], list(range(20))]
+
+
+@functools.cache
+def params_for(config: TransformerConfig):
+    """Parameters that make unequal logits: activations of order 1, no parameter at 0 or 1."""
+    boxed = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        one_dim = path.endswith(("bias", "scale"))
+        std = 0.3 if one_dim else 2 * config.embed_dim**-0.5
+        return rng.normal(1.0 if path.endswith("scale") else 0.0, std, leaf.shape)
+
+    drawn = trees.map_named(draw, nn.unbox(boxed)["params"])
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), drawn)
+
+
+@functools.cache
+def forward(config: TransformerConfig):
+    """f(ids) -> logits of the whole sequence without a cache, one compiled size for all."""
+    apply = jax.jit(lambda tokens_BT: GPT(config).apply({"params": params_for(config)}, tokens_BT))
+
+    def logits_TV(ids):
+        padded_T = np.zeros(SEQ_LEN, np.int32)
+        padded_T[: len(ids)] = ids
+        return np.asarray(apply(padded_T[None])[0, : len(ids)])
+
+    return logits_TV
+
+
+def decoder_for(config=CONFIG, eos_id=None):
+    return Decoder(GPT(config), params_for(config), vocab_size=VOCAB_SIZE, eos_id=eos_id)
+
+
+def run(decoder, prompts, num_steps=16, **values):
+    """Ids and log-probabilities of each row."""
+    decoding = decoder.start(prompts, SamplingParams(**values))
+    ids = [[] for _ in range(decoding.num_rows)]
+    logprobs = [[] for _ in range(decoding.num_rows)]
+    while not decoding.done.all():
+        for row, new in enumerate(decoding.advance(num_steps)):
+            ids[row] += [token_id for token_id, _ in new]
+            logprobs[row] += [logprob for _, logprob in new]
+    return ids, logprobs
+
+
+@pytest.mark.parametrize(
+    "config", [dataclasses.replace(CONFIG, scan=True), LEARNED], ids=["rotary-gqa-scan", "learned"]
+)
+def test_every_position_with_a_cache_gives_the_logits_of_the_whole_forward(config):
+    params, tokens_BT = params_for(config), np.random.default_rng(1).integers(0, 31, (3, SEQ_LEN))
+    lengths_B = np.array([1, 7, 13], np.int32)
+    cache = loop.prefill(GPT(config), params, tokens_BT[:, :16])
+    cache = loop.spread(cache, np.arange(3), lengths_B, length=SEQ_LEN)
+    step = jax.jit(lambda tokens, cache: GPT(config).apply({"params": params}, tokens, cache=cache))
+    expected_BTV = np.stack([forward(config)(row_T) for row_T in tokens_BT])
+    rows_B = np.arange(3)
+    for offset in range(SEQ_LEN - lengths_B.max()):
+        here_B = lengths_B + offset
+        logits_B1V, cache = step(tokens_BT[rows_B, here_B][:, None], cache)
+        np.testing.assert_allclose(logits_B1V[:, 0], expected_BTV[rows_B, here_B], atol=2e-5)
+    assert expected_BTV.std() > 0.5
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, dataclasses.replace(LEARNED, scan=True)], ids=["rotary-gqa", "learned-scan"]
+)
+def test_greedy_is_the_argmax_of_whole_forwards(config):
+    ids, logprobs = run(decoder_for(config), PROMPTS, temperature=0.0, max_tokens=12)
+    for prompt, row, row_logprobs in zip(PROMPTS, ids, logprobs, strict=True):
+        assert len(row) == 12
+        logits_TV = forward(config)(prompt + row)[len(prompt) - 1 : -1]
+        assert logits_TV[:, :VOCAB_SIZE].argmax(-1).tolist() == row
+        expected_T = np.asarray(jax.nn.log_softmax(logits_TV))[np.arange(12), row]
+        np.testing.assert_allclose(row_logprobs, expected_T, atol=2e-5)
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd():
+    values = dict(seed=7, max_tokens=12, top_p=0.9)
+    crowd, _ = run(decoder_for(), PROMPTS, **values)
+    assert run(decoder_for(), PROMPTS, num_steps=5, **values)[0] == crowd
+    assert run(decoder_for(), PROMPTS[1:2], **values)[0] == crowd[1:2]
+    assert run(decoder_for(), PROMPTS[3:4], **values)[0] == crowd[3:4]
+    twice, _ = run(decoder_for(), [PROMPTS[3], PROMPTS[1]], n=2, **values)
+    assert [twice[0], twice[2]] == [crowd[3], crowd[1]]
+
+
+def test_samples_differ_and_repeat_by_seed():
+    decoder = decoder_for()
+    values = dict(n=4, max_tokens=12, top_p=0.9)
+    first, logprobs = run(decoder, PROMPTS[1:2], seed=1, **values)
+    assert len({tuple(row) for row in first}) == 4
+    assert run(decoder, PROMPTS[1:2], seed=1, **values) == (first, logprobs)
+    assert run(decoder, PROMPTS[1:2], seed=2, **values)[0] != first
+
+
+def test_no_padding_id_is_ever_drawn():
+    params = trees.map_named(
+        lambda path, leaf: leaf * 0 if path == "head" else leaf, params_for(CONFIG)
+    )
+    # With equal logits every fourth draw or so would be one of the padding's.
+    decoder = Decoder(GPT(CONFIG), params, vocab_size=VOCAB_SIZE)
+    ids, logprobs = run(decoder, PROMPTS[:1], n=4, max_tokens=31, top_k=99)
+    drawn = {token_id for row in ids for token_id in row}
+    assert max(drawn) < VOCAB_SIZE and len(drawn) > 25
+    np.testing.assert_allclose(logprobs[0], -np.log(PADDED_VOCAB_SIZE), rtol=1e-5)
+
+
+def test_a_row_ends_at_the_eos_id_at_max_tokens_or_with_the_context():
+    free, _ = run(decoder_for(), PROMPTS, max_tokens=16, top_p=0.9)
+    assert [len(row) for row in free] == [16, 16, 16, SEQ_LEN - 20]
+    eos_id = free[1][4]
+    ids, _ = run(decoder_for(eos_id=eos_id), PROMPTS, max_tokens=16, top_p=0.9)
+    cut = [row.index(eos_id) + 1 if eos_id in row else len(row) for row in free]
+    assert ids == [row[:end] for row, end in zip(free, cut, strict=True)]
+    assert len(ids[1]) <= 5 and len(set(map(len, ids))) > 1
+
+
+def test_a_stopped_row_gets_no_more_tokens_and_the_others_go_on():
+    params = SamplingParams(max_tokens=12, top_p=0.9)
+    free, _ = run(decoder_for(), PROMPTS, max_tokens=12, top_p=0.9)
+    decoding = decoder_for().start(PROMPTS, params)
+    first = decoding.advance(3)
+    decoding.stop(0)
+    assert decoding.done.tolist() == [True, False, False, False]
+    rest = decoding.advance(16)
+    assert rest[0] == [] and decoding.done.all()
+    ids = [[token_id for token_id, _ in a + b] for a, b in zip(first, rest, strict=True)]
+    assert ids == [free[0][:3], *free[1:]]
+
+
+def test_other_values_compile_nothing():
+    def num_programs():
+        return [program._cache_size() for program in (loop.prefill, loop.spread, loop.decode)]
+
+    decoder = decoder_for()
+    run(decoder, PROMPTS, top_k=5, max_tokens=12)
+    before = num_programs()
+    run(decoder, PROMPTS, temperature=0.3, top_k=9, top_p=0.5, min_p=0.1, seed=3, max_tokens=10)
+    run(decoder, [[1] * 18, [2, 2], [3] * 5], num_steps=2, top_p=0.9, max_tokens=9)
+    assert num_programs() == before
+
+
+def test_prompts_that_cannot_be_continued_are_refused():
+    decoder = decoder_for()
+    with pytest.raises(ValueError, match="prompt: 32 tokens are not fewer than the model"):
+        decoder.start([[1], [1] * 32], SamplingParams())
+    with pytest.raises(ValueError, match="prompt: 0 tokens"):
+        decoder.start([[]], SamplingParams())
+    with pytest.raises(ValueError, match="prompt: 31 is not an id from 0 to 30"):
+        decoder.start([[1, 31]], SamplingParams())
+    with pytest.raises(ValueError, match="vocab_size: 41 is not at most the model's 40"):
+        Decoder(GPT(CONFIG), params_for(CONFIG), vocab_size=41)
+    ids, _ = run(decoder, [[1] * 31] * 4, max_tokens=5, top_p=0.9)
+    assert [len(row) for row in ids] == [1] * 4
+
+
+def test_bfloat16_models_decode_in_float32_on_cpu():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    decoder = Decoder(GPT(config, platform="cpu"), params_for(config))
+    assert decoder.model.config.dtype == "float32"
+    assert Decoder(GPT(config, platform="gpu"), {}).model.config.dtype == "bfloat16"
