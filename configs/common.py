@@ -1,23 +1,6 @@
-"""What the configs share: the argument string and the sizes."""
+"""What the configs share: the argument string and the debug form."""
 
 from typing import Any
-
-# name: layers, width, heads.  Heads of 32 to 128; the MLP is four times as wide.  The number of
-# parameters that gives the name counts all but the embeddings.
-LADDER = {
-    "100k": (2, 64, 2),
-    "300k": (3, 96, 3),
-    "1m": (5, 128, 4),
-    "3m": (7, 192, 6),
-    "10m": (8, 320, 5),
-    "30m": (10, 512, 8),
-    "100m": (14, 768, 12),
-    "300m": (24, 1024, 16),
-    "1b": (24, 1920, 15),
-    "3b": (32, 2816, 22),
-    "7b": (32, 4096, 32),
-}
-
 
 def parse_argument(argument: str | None, **defaults: Any) -> dict[str, Any]:
     """Reads "size=1m,debug": names with values, and switches.
@@ -51,3 +34,22 @@ def choose(name: str, value: str, table: dict[str, Any]) -> Any:
     if value not in table:
         raise ValueError(f"--config: {name}={value} is not one of {', '.join(table)}")
     return table[value]
+
+
+def shrink(config: Any) -> None:
+    """Makes a config run in seconds on a CPU, on the code path that it has anyway."""
+    model = config.model
+    if model.get("num_kv_heads", 0):
+        model.num_kv_heads = 1
+    for name in ("head_dim", "mlp_dim"):
+        if model.get(name, 0):
+            model[name] = 0
+    model.num_layers, model.embed_dim, model.num_heads = 2, 32, 2
+    config.data.seq_len = model.seq_len = 32
+    if config.data.tokenizer == "bpe":
+        config.data.vocab_size = model.vocab_size = 512
+    config.train.batch_size = 8
+    config.train.num_microbatches = min(2, config.train.get("num_microbatches", 1))
+    config.train.duration = "20 steps"
+    config.train.eval_every = config.train.checkpoint_every = "10 steps"
+    config.mesh.data, config.mesh.fsdp = -1, 1

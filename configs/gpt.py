@@ -11,12 +11,28 @@ Arguments: size (100k, 300k, 1m, 3m, 10m, 30m, 100m, 300m, 1b, 3b, 7b), debug.
 
 from ml_collections import ConfigDict
 
-from configs.common import LADDER, choose, parse_argument
+from configs.common import choose, parse_argument, shrink
 
+
+# name: layers, width, heads.  Heads of 32 to 128; the MLP is four times as wide.  The number of
+# parameters that gives the name counts all but the embeddings.
+SIZES = {
+    "100k": (2, 64, 2),
+    "300k": (3, 96, 3),
+    "1m": (5, 128, 4),
+    "3m": (7, 192, 6),
+    "10m": (8, 320, 5),
+    "30m": (10, 512, 8),
+    "100m": (14, 768, 12),
+    "300m": (24, 1024, 16),
+    "1b": (24, 1920, 15),
+    "3b": (32, 2816, 22),
+    "7b": (32, 4096, 32),
+}
 
 def get_config(argument=None):
     arg = parse_argument(argument, size="1m", debug=False)
-    layers, width, heads = choose("size", arg["size"], LADDER)
+    layers, width, heads = choose("size", arg["size"], SIZES)
     small = width < 512  # what a CPU trains: a short context and a small vocabulary
     config = ConfigDict()
     config.seed = 0
@@ -59,12 +75,3 @@ def get_config(argument=None):
     if arg["debug"]:
         shrink(config)
     return config
-
-
-def shrink(config):
-    """Seconds on a CPU, on the same code path."""
-    config.data.seq_len = config.model.seq_len = 32
-    config.data.vocab_size = config.model.vocab_size = 512
-    config.model.num_layers, config.model.embed_dim, config.model.num_heads = 2, 32, 2
-    config.train.batch_size = 8
-    config.train.duration = "20 steps"

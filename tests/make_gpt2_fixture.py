@@ -109,16 +109,17 @@ def hf_logits(model, ids_T: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    size, seed, prompt_length, num_new = SMALL, 0, 16, 64
+    size, seed, prompt_length, num_new = SMALL, 0, 17, 64
     ids_T, model = tokens(size, seed), hf_model(size, seed).double()
     logits_TV = hf_logits(model, ids_T)
     positions = np.unique([*range(0, size.seq_len, 8), size.seq_len - 1])
     # Greedy decoding in float64, with the smallest lead of a chosen token over the next one.
     greedy, lead = list(ids_T[:prompt_length]), np.inf
     for _ in range(num_new):
-        second, first = np.sort(hf_logits(model, np.array(greedy))[-1])[-2:]
+        logits_V = hf_logits(model, np.array(greedy))[-1]
+        second, first = np.sort(logits_V)[-2:]
         lead = min(lead, first - second)
-        greedy.append(int(hf_logits(model, np.array(greedy))[-1].argmax()))
+        greedy.append(int(logits_V.argmax()))
     path = DATA / f"gpt2_{size.num_layers}x{size.embed_dim}.npz"
     np.savez_compressed(
         path,

@@ -53,7 +53,7 @@ def test_a_small_fraction_still_holds_something_out(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["".join(f"line {i}\n" for i in range(500)), "한" * 999, "no line end " * 99, "a\n" * 3]
+    "text", ["".join(f"line {i}\n" for i in range(500)), "한" * 998, "no line end " * 99, "a\n" * 3]
 )
 def test_one_file_holds_out_its_tail(text, tmp_path):
     path = tmp_path / "book.txt"
@@ -80,7 +80,7 @@ def test_validation_path_holds_nothing_out(folder, tmp_path):
 
 def test_jsonl_rows(tmp_path):
     rows = [{"body": f"row {i} é한"} for i in range(40)]
-    path = jsonl(tmp_path / "a.jsonl", rows, ending="\r\n\n")
+    path = jsonl(tmp_path / "a.jsonl", rows, ending="\r\n\r\n")
     config = DataConfig(path=str(path), field="body")
     parts = {split: texts(config, split, tmp_path / "c") for split in ("train", "validation")}
     assert sorted(parts["train"] + parts["validation"]) == sorted(row["body"] for row in rows)
@@ -184,6 +184,7 @@ def test_bad_jsonl_rows(tmp_path):
     fields = {"path": str(path), "validation_path": __file__}
     for line, message in [
         ('{"text": "b"', r"data.path: .*a.jsonl:2 is not JSON"),
+        ("7", r"data.path: .*a.jsonl:2 is a int, not a JSON object"),
         ("[1]", r"data.path: .*a.jsonl:2 is a list, not a JSON object"),
         ('{"body": 1, "id": 2}', r"data.field: .*a.jsonl:2 has no field 'text'; .* 'body', 'id'"),
         ('{"text": 7}', r"data.field: .*a.jsonl:2 has a int, not text, in 'text'"),

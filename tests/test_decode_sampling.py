@@ -71,23 +71,23 @@ def test_top_p_counts_only_what_top_k_left():
     assert np.isfinite(left_BV).sum() == 1
 
 
-def test_without_top_k_and_top_p_nothing_is_sorted():
+def test_all_orders_of_magnitude_are_told_apart():
+    logits_BV = -np.logspace(-37, 37, 60, dtype=np.float32)[None]
+    for k in (1, 2, 30, 59, 60):
+        left_BV = restrict(logits_BV, rules_for((1.0, k, 1.0, 0.0)))
+        assert np.isfinite(left_BV)[0].tolist() == [True] * k + [False] * (60 - k)
+
+
+def test_ranks_are_computed_only_for_top_k_and_top_p():
     rows = [(0.0, 5, 0.5, 0.0), (0.7, 0, 1.0, 0.2)]
     logits_BV = np.random.default_rng(0).normal(0, 2, (2, 50)).astype(np.float32)
     keys_B = jax.random.split(jax.random.key(0), 2)
     rules = rules_for(*rows)
-    assert sampling.kind_for(rules) == "unsorted"
+    assert sampling.kind_for(rules) == "unranked"
     assert sampling.kind_for(rules_for(rows[0])) == "greedy"
-    assert sampling.kind_for(rules_for(rows[0], (1.0, 0, 0.5, 0.0))) == "sorted"
-    programs = {
-        kind: str(jax.make_jaxpr(lambda x, k=kind: sampling.draw(x, keys_B, rules, kind=k))(
-            logits_BV
-        ))
-        for kind in sampling.KINDS
-    }  # fmt: skip
-    assert [" sort[" in programs[kind] for kind in sampling.KINDS] == [False, False, True]
-    fast_B = draw(logits_BV, keys_B, rules, kind="unsorted")
-    np.testing.assert_array_equal(fast_B, draw(logits_BV, keys_B, rules, kind="sorted"))
+    assert sampling.kind_for(rules_for(rows[0], (1.0, 0, 0.5, 0.0))) == "ranked"
+    fast_B = draw(logits_BV, keys_B, rules, kind="unranked")
+    np.testing.assert_array_equal(fast_B, draw(logits_BV, keys_B, rules, kind="ranked"))
 
 
 def test_draws_follow_the_probabilities():

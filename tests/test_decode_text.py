@@ -153,7 +153,7 @@ def generator():
         vocab_size=288, seq_len=32, num_layers=1, embed_dim=16, num_heads=2, init="gpt2"
     )
     model = GPT(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return Generator(model, nn.unbox(params), TOKENIZER)
 
 

@@ -24,12 +24,14 @@ KNOWN_EOS_TOKENS = (
     "[EOS]",
     "[SEP]",
 )
-# What may become one token.  A word with one character before it (" name", ".name", "_name"),
-# up to two digits, marks with the line end that follows, or a run of white space: line ends with
-# the indentation behind them stay together, which is how Python's blocks are written.
+# What may become one token: a word, up to three digits or a run of marks, each with one space
+# before it, or a run of white space.  Line ends stay together with the indentation behind them, but
+# for its last space, which goes to the word: so " return" is one token wherever it stands.
+# On Python's library at 2,048 entries this gives 2.94 bytes a token on held-out modules, GPT-2's
+# rule 2.93, and words that may begin with any mark (".name") 2.90.
 _PIECES = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+"
-    r"|\p{N}{1,2}"
+    r" ?\p{L}+"
+    r"| ?\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+"
     r"|\s*[\r\n]+[ \t]*(?=[ \t])"
     r"|\s*[\r\n]+"

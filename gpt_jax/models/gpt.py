@@ -99,12 +99,13 @@ class GPT(nn.Module):
     def _logits(self, x_BTD: Array, embedding: Array, precision: products.Precision) -> Array:
         c = self.config
         if c.tied:
-            head = embedding.T
+            logits = products.project(x_BTD, embedding, precision, output_first=True)
         else:
             init = weight_init(c, c.embed_dim, residual=True)
             head = _param(self, "head", init, ("embed", "vocab"), (c.embed_dim, c.vocab_size))
+            logits = products.project(x_BTD, head, precision)
         # Always f32: the loss and sampling are sensitive to the last digits of large logits.
-        logits = products.project(x_BTD, head, precision).astype(jnp.float32)
+        logits = logits.astype(jnp.float32)
         if c.logit_softcap:
             logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
         return logits

@@ -11,8 +11,9 @@ import numpy as np
 
 from gpt_jax.types import Array
 
-# What a batch of rows needs, from the cheapest: the argmax alone; random numbers; also a sort.
-KINDS = ("greedy", "unsorted", "sorted")
+# What a batch of rows needs, from the cheapest: the argmax alone; random numbers; also the tokens'
+# ranks, for top-k and top-p.
+KINDS = ("greedy", "unranked", "ranked")
 
 
 @flax.struct.dataclass
@@ -37,10 +38,10 @@ class Rules:
 def kind_for(rules: Rules) -> str:
     """The cheapest of KINDS that obeys the rules of all rows (concrete arrays)."""
     random = np.asarray(rules.temperature_B) > 0
-    sorts = (np.asarray(rules.top_k_B) > 0) | (np.asarray(rules.top_p_B) < 1)
+    ranks = (np.asarray(rules.top_k_B) > 0) | (np.asarray(rules.top_p_B) < 1)
     if not random.any():
         return "greedy"
-    return "sorted" if (random & sorts).any() else "unsorted"
+    return "ranked" if (random & ranks).any() else "unranked"
 
 
 def forbid_from(logits_BV: Array, vocab_size: int) -> Array:
@@ -50,43 +51,61 @@ def forbid_from(logits_BV: Array, vocab_size: int) -> Array:
     return jnp.where(jnp.arange(logits_BV.shape[-1]) < vocab_size, logits_BV, -jnp.inf)
 
 
-def restrict(logits_BV: Array, rules: Rules, *, kind: str = "sorted") -> Array:
+def restrict(logits_BV: Array, rules: Rules, *, kind: str = "ranked") -> Array:
     """Log-probabilities up to a constant a row, f32[B, V], -inf where a rule excludes the token.
 
     Args:
       logits_BV: Raw logits; -inf excludes a token beforehand.
       rules: Temperature first, then top-k, top-p and min-p, each on what the one before it left.
-      kind: "unsorted" leaves out top-k and top-p.
+      kind: "unranked" leaves out top-k and top-p.
     """
     logits_BV = logits_BV.astype(jnp.float32)
     # The maximum goes first: no temperature, however small, can then make an infinity minus itself.
     centred_BV = logits_BV - logits_BV.max(-1, keepdims=True)
     temperature_B1 = rules.temperature_B[:, None]
     scaled_BV = centred_BV / jnp.where(temperature_B1 > 0, temperature_B1, 1.0)
-    lowest_B1 = jnp.log(rules.min_p_B)[:, None]  # the most likely token stands at 0
-    if kind == "sorted":
-        lowest_B1 = jnp.maximum(lowest_B1, _lowest_by_rank(scaled_BV, rules))
-    return jnp.where(scaled_BV >= lowest_B1, scaled_BV, -jnp.inf)
+    distance_BV = -scaled_BV  # from the most likely token, in nats
+    kept_BV = distance_BV <= -jnp.log(rules.min_p_B)[:, None]
+    if kind == "ranked":
+        kept_BV &= _in_top(distance_BV, rules)
+    return jnp.where(kept_BV, scaled_BV, -jnp.inf)
 
 
-def _lowest_by_rank(scaled_BV: Array, rules: Rules) -> Array:
-    """The smallest value of each row that top-k and then top-p keep, [B, 1]."""
-    V = scaled_BV.shape[-1]
-    # Both rules come down to a smallest value: the values alone are sorted, and nothing has to be
-    # brought back into the vocabulary's order.
-    sorted_BV = jnp.sort(scaled_BV, axis=-1, descending=True)
+def _in_top(distance_BV: Array, rules: Rules) -> Array:
+    """What top-k and then top-p keep, bool[B, V]."""
+    V = distance_BV.shape[-1]
     k_B = jnp.where(rules.top_k_B > 0, jnp.minimum(rules.top_k_B, V), V)
-    kth_B1 = jnp.take_along_axis(sorted_BV, k_B[:, None] - 1, axis=-1)
-    in_k_BV = sorted_BV >= kth_B1
-    probability_BV = jax.nn.softmax(sorted_BV, axis=-1, where=in_k_BV)
-    before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
+    in_k_BV = _nearest(distance_BV, jnp.ones_like(distance_BV), k_B.astype(jnp.float32))
+    probability_BV = jax.nn.softmax(-distance_BV, axis=-1, where=in_k_BV)
     # The sum's rounding must not exclude anything where nothing was asked for.
-    top_p_B1 = jnp.where(rules.top_p_B < 1, rules.top_p_B, jnp.inf)[:, None]
-    kept_BV = in_k_BV & (before_BV < top_p_B1)
-    return jnp.where(kept_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
+    top_p_B = jnp.where(rules.top_p_B < 1, rules.top_p_B, jnp.inf)
+    return in_k_BV & _nearest(distance_BV, probability_BV, top_p_B)
 
 
-def draw(logits_BV: Array, keys_B: Array, rules: Rules, *, kind: str = "sorted") -> Array:
+def _nearest(distance_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
+    """The nearest tokens of each row, ties included, that together reach the wanted weight.
+
+    By bisection over all float32 numbers: 31 passes over the vocabulary find the exact distance,
+    where sorting takes several times longer (on CPU 3 ms for 32,000 tokens).
+    """
+    # As integers the bits of numbers that are not negative are ordered as the numbers are; abs
+    # turns -0.0 into 0.0.
+    bits_BV = jax.lax.bitcast_convert_type(jnp.abs(distance_BV), jnp.int32)
+    infinity = np.float32(np.inf).view(np.int32)
+
+    def halve(_, bounds):
+        low_B, high_B = bounds  # too near (or -1), far enough
+        middle_B = low_B + (high_B - low_B + 1) // 2
+        weight_B = jnp.where(bits_BV <= middle_B[:, None], weight_BV, 0.0).sum(-1)
+        enough_B = weight_B >= wanted_B
+        return jnp.where(enough_B, low_B, middle_B), jnp.where(enough_B, middle_B, high_B)
+
+    low_B = jnp.full_like(bits_BV[:, 0], -1)
+    _, high_B = jax.lax.fori_loop(0, 31, halve, (low_B, jnp.full_like(low_B, infinity)))
+    return bits_BV <= high_B[:, None]
+
+
+def draw(logits_BV: Array, keys_B: Array, rules: Rules, *, kind: str = "ranked") -> Array:
     """The next token of each row, int32[B].
 
     Args:

@@ -1,0 +1,33 @@
+"""Eight simulated devices for every test, and one small corpus for those that train."""
+
+import os
+import pathlib
+
+# Before JAX starts: tests never look for an accelerator, and see eight CPU devices.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> pathlib.Path:
+    """A folder of 40 short texts over a few words."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = "the a cat dog sat ran on under mat tree and then it was good".split()
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        sentences = [" ".join(rng.choice(words, rng.integers(4, 12))) + "." for _ in range(20)]
+        (folder / f"{i:02}.txt").write_text("\n".join(sentences))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> pathlib.Path:
+    """The cache folder of all tests that train."""
+    return tmp_path_factory.mktemp("cache")
