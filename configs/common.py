@@ -2,6 +2,7 @@
 
 from typing import Any
 
+
 def parse_argument(argument: str | None, **defaults: Any) -> dict[str, Any]:
     """Reads "size=1m,debug": names with values, and switches.
 

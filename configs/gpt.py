@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from configs.common import choose, parse_argument, shrink
 
-
 # name: layers, width, heads.  Heads of 32 to 128; the MLP is four times as wide.  The number of
 # parameters that gives the name counts all but the embeddings.
 SIZES = {

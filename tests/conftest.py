@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def corpus(tmp_path_factory) -> pathlib.Path:
     """A folder of 40 short texts over a few words."""
     folder = tmp_path_factory.mktemp("corpus")
-    words = "the a cat dog sat ran on under mat tree and then it was good".split()
+    words = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then"]
     rng = np.random.default_rng(0)
     for i in range(40):
         sentences = [" ".join(rng.choice(words, rng.integers(4, 12))) + "." for _ in range(20)]

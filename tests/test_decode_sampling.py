@@ -71,8 +71,12 @@ def test_top_p_counts_only_what_top_k_left():
     assert np.isfinite(left_BV).sum() == 1
 
 
-def test_all_orders_of_magnitude_are_told_apart():
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_numbers_of_all_magnitudes_and_neighbours_are_told_apart(neighbours):
     logits_BV = -np.logspace(-37, 37, 60, dtype=np.float32)[None]
+    if neighbours:
+        logits_BV = -(1 + np.arange(60, dtype=np.float32) * np.finfo(np.float32).eps)[None]
+        logits_BV[:, 0] = 0
     for k in (1, 2, 30, 59, 60):
         left_BV = restrict(logits_BV, rules_for((1.0, k, 1.0, 0.0)))
         assert np.isfinite(left_BV)[0].tolist() == [True] * k + [False] * (60 - k)
@@ -102,9 +106,10 @@ def test_draws_follow_the_probabilities():
 
 
 def test_at_temperature_zero_and_near_it_the_argmax_is_drawn():
-    logits_BV = np.random.default_rng(0).normal(0, 30, (3, 50)).astype(np.float32)
-    keys_B = jax.random.split(jax.random.key(0), 3)
-    rules = rules_for(*[(temperature, 7, 0.9, 0.1) for temperature in (0.0, 1e-38, 1e-6)])
+    logits_BV = np.random.default_rng(0).normal(0, 30, (9, 50)).astype(np.float32)
+    logits_BV[::3] /= 30  # the rows at zero: a draw from them would hardly ever be the argmax
+    keys_B = jax.random.split(jax.random.key(0), 9)
+    rules = rules_for(*[(temperature, 0, 0.99, 0.0) for temperature in (0.0, 1e-38, 1e-6)] * 3)
     np.testing.assert_array_equal(draw(logits_BV, keys_B, rules), logits_BV.argmax(-1))
 
 

@@ -17,8 +17,8 @@ from gpt_jax.models import layers
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.gpt import GPT
 
-# Of the logits, which are of order 10. The noise is 9e-6; the smallest mistake below, another epsilon
-# of the norms, makes 7e-4.
+# Of the logits, which are of order 10. The noise is 9e-6; the smallest mistake below, another
+# epsilon of the norms, makes 7e-4.
 TOLERANCE = 5e-5
 # Ours -> Hugging Face's; a number is the third of the last axis (q, k and v lie in one array).
 TOP = {

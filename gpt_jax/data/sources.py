@@ -90,8 +90,11 @@ def find_files(path: str, pattern: str, option: str = "path") -> tuple[str, list
             )
         kind, files = next(iter(found.items()), (TEXT, []))
     if not files:
+        others = len(_glob(path, "**/*"))
+        if not others:
+            raise ValueError(f"data.{option}: {path!r} holds no file")
         raise ValueError(
-            f"data.pattern: {pattern!r} matches none of the {len(_glob(path, '**/*'))} files in "
+            f"data.pattern: {pattern!r} matches none of the {others} files in "
             f"{path!r}; name the files, such as '**/*.md'"
         )
     return kind, files

@@ -16,7 +16,8 @@ from gpt_jax.types import Array
 _MASKED = -1e30
 # Queries taken at once on CPU: a block of queries meets only the keys up to its own end, so about
 # half of the scores is never computed.
-_BLOCK = 128
+_BLOCK = 64
+_MAX_BLOCKS = 8
 
 
 def _scores_mask(causal, segment_ids_BT, start: int, stop: int, num_keys: int):
@@ -62,22 +63,97 @@ def _einsum(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precisi
 
 
 def _blocked(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precision):
-    """Causal self-attention by blocks of queries, each against the keys up to its end."""
-    T = q_BTNH.shape[1]
+    """Causal self-attention by blocks, so that about half of the scores is never computed."""
+    B, T = q_BTNH.shape[:2]
     if not causal or mask_BTS is not None or T <= _BLOCK:
         return _einsum(
             q_BTNH, k_BSKH, v_BSKH, causal=causal, segment_ids_BT=segment_ids_BT,
             mask_BTS=mask_BTS, precision=precision,
         )  # fmt: skip
-    q, k, v = _heads_first(q_BTNH, k_BSKH, v_BSKH)
-    outputs = []
-    for start in range(0, T, _BLOCK):
-        stop = min(start + _BLOCK, T)
-        mask = _scores_mask(causal, segment_ids_BT, start, stop, stop)
-        block = _attend(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], mask, precision)
-        outputs.append(block)
-    out = jnp.concatenate(outputs, axis=3)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+    if segment_ids_BT is None:
+        segment_ids_BT = jnp.ones((B, T), jnp.int32)
+    assert q_BTNH.dtype == k_BSKH.dtype == v_BSKH.dtype, "the backward pass gives one dtype"
+    return _blocked_causal(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blocked_causal(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, precision: Precision):
+    """The backward pass works on transposed scores, [keys, queries].
+
+    Then the gradients of keys and values contract the last dim of what is computed already, and
+    only dq needs a transpose, of its narrow operand: XLA:CPU would compute p^T do in f32 and
+    transpose p.
+    """
+    return _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, precision)[0]
+
+
+def _block_bounds(T: int) -> list[tuple[int, int]]:
+    """At most _MAX_BLOCKS blocks: each costs compile time."""
+    size = max(_BLOCK, -(-T // _MAX_BLOCKS))
+    return [(start, min(start + size, T)) for start in range(0, T, size)]
+
+
+def _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, precision):
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    G = N // K
+    split = q_BTNH.astype(precision.operands).reshape(B, T, K, G, H)
+    q_BKGTH = products.transposed(split, (0, 2, 3, 1, 4), 1)
+    keys, values = (x.astype(precision.operands) for x in (k_BTKH, v_BTKH))
+    k_BKTH, v_BKTH = (products.transposed(x, (0, 2, 1, 3), 1) for x in (keys, values))
+    outs, logs = [], []
+    for start, stop in _block_bounds(T):
+        q = q_BKGTH[:, :, :, start:stop].reshape(B, K, -1, H)
+        scores = products.batched_dot(q, k_BKTH[:, :, :stop], ((3,), (3,)), precision)
+        scores = scores.reshape(B, K, G, stop - start, stop)
+        mask = _scores_mask(True, segment_ids_BT, start, stop, stop)
+        scores = jnp.where(mask, scores, _MASKED)
+        top = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = weights.sum(-1, keepdims=True)
+        out = products.batched_dot(
+            weights.reshape(B, K, -1, stop), v_BKTH[:, :, :stop], ((3,), (2,)), precision
+        )
+        # Dividing the outputs is cheaper than dividing the weights.
+        outs.append(out.reshape(B, K, G, stop - start, H) / total)
+        logs.append((top + jnp.log(total))[..., 0])
+    out_BKGTH = jnp.concatenate(outs, axis=3)
+    out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+    lse_BKGT = jnp.concatenate(logs, axis=3)
+    return out_BTNH, (k_BTKH, segment_ids_BT, q_BKGTH, k_BKTH, v_BKTH, out_BTNH, lse_BKGT)
+
+
+def _blocked_bwd(precision, residuals, g_BTNH):
+    k_BTKH, segments, q_BKGTH, k_BKTH, v_BKTH, out_BTNH, lse_BKGT = residuals
+    B, K, G, T, H = q_BKGTH.shape
+    dot = functools.partial(products.batched_dot, precision=precision)
+    delta_BKGT = (g_BTNH * out_BTNH).sum(-1).reshape(B, T, K, G).transpose(0, 2, 3, 1)
+    split = g_BTNH.astype(precision.operands).reshape(B, T, K, G, H)
+    g_BKGTH = products.transposed(split, (0, 2, 3, 1, 4), 1)
+    k_BKHT = products.transposed(k_BTKH.astype(precision.operands), (0, 2, 3, 1), 1)
+    dq_BKHGT, dks, dvs = 0.0, [], []
+    for start, stop in _block_bounds(T):
+        # The keys of one block and all queries that may see them.
+        size, length = stop - start, T - start
+        q, g = (x[:, :, :, start:].reshape(B, K, -1, H) for x in (q_BKGTH, g_BKGTH))
+        lse, delta = (x[:, :, None, :, start:] for x in (lse_BKGT, delta_BKGT))
+        visible = jnp.arange(start, stop)[:, None] <= jnp.arange(start, T)
+        same = segments[:, start:stop, None] == segments[:, None, start:]
+        mask = (visible & same)[:, None, :, None]
+        scores = dot(k_BKTH[:, :, start:stop], q, ((3,), (3,))).reshape(B, K, size, G, length)
+        weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
+        grad = dot(v_BKTH[:, :, start:stop], g, ((3,), (3,))).reshape(scores.shape)
+        dscores = (weights * (grad - delta)).reshape(B, K, size, -1)
+        dks.append(dot(dscores, q, ((3,), (2,))))
+        dvs.append(dot(weights.reshape(B, K, size, -1), g, ((3,), (2,))))
+        dq = dot(k_BKHT[..., start:stop], dscores, ((3,), (2,))).reshape(B, K, H, G, length)
+        dq_BKHGT += jnp.pad(dq, ((0, 0),) * 4 + ((start, 0),))
+    dq_BTNH = dq_BKHGT.transpose(0, 4, 1, 3, 2).reshape(g_BTNH.shape)
+    dk_BTKH, dv_BTKH = (jnp.concatenate(x, axis=2).transpose(0, 2, 1, 3) for x in (dks, dvs))
+    return *(x.astype(k_BTKH.dtype) for x in (dq_BTNH, dk_BTKH, dv_BTKH)), None
+
+
+_blocked_causal.defvjp(_blocked_fwd, _blocked_bwd)
 
 
 def _library(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precision, name):

@@ -68,19 +68,18 @@ def batched_dot(x: Array, y: Array, contract: tuple, precision: Precision) -> Ar
     return _dot(x, y, contract, ((0, 1), (0, 1)), precision.operands, "float32")
 
 
-def transposed(x: Array, axes: tuple[int, ...]) -> Array:
-    """x.transpose(axes), written out.
+def transposed(x: Array, axes: tuple[int, ...], split: int) -> Array:
+    """x.transpose(axes), written out; `split` is a dim of x.
 
     XLA folds a plain transpose into the product that reads it, and XLA:CPU then leaves its fast
     route; it does not fold the concatenation of two halves.
     """
-    split = axes[-1]
     half = x.shape[split] // 2
     if not half:
         return x.transpose(axes)
     low = lax.slice_in_dim(x, 0, half, axis=split)
     high = lax.slice_in_dim(x, half, None, axis=split)
-    return jnp.concatenate([low.transpose(axes), high.transpose(axes)], axis=-1)
+    return jnp.concatenate([low.transpose(axes), high.transpose(axes)], axis=axes.index(split))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -133,10 +132,10 @@ def _contract_leading(x: Array, g: Array, num_lead: int, precision: Precision) -
     g_MF = g.reshape(num_rows, -1).astype(dtype)
     # The smaller operand is transposed, and the result back if need be.
     if x_MK.shape[1] <= g_MF.shape[1]:
-        dw = _dot(transposed(x_MK, (1, 0)), g_MF, ((1,), (0,)), ((), ()), dtype, "float32")
+        dw = _dot(transposed(x_MK, (1, 0), 0), g_MF, ((1,), (0,)), ((), ()), dtype, "float32")
     else:
-        dw = _dot(transposed(g_MF, (1, 0)), x_MK, ((1,), (0,)), ((), ()), dtype, "float32")
-        dw = transposed(dw, (1, 0))
+        dw = _dot(transposed(g_MF, (1, 0), 0), x_MK, ((1,), (0,)), ((), ()), dtype, "float32")
+        dw = transposed(dw, (1, 0), 0)
     return dw.reshape(shape)
 
 
