@@ -16,11 +16,11 @@ arXiv:2204.02311, appendix B), so that skipping the masked half counts as speed.
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -57,8 +57,6 @@ SHAPES = {
 
 def make_ours(shape: Shape, dtype: str):
     """A function that makes one step and waits for it."""
-    import functools
-
     import jax
     import jax.numpy as jnp
 
@@ -76,9 +74,8 @@ def make_ours(shape: Shape, dtype: str):
         bias=True, tied=True, qk_norm=False, init="gpt2", dtype=dtype,
     )  # fmt: skip
     model = GPT(config)
-    optimizer = make_optimizer(
-        OptimizerConfig(name="adamw", clip_norm=1.0), Clock(shape.B * shape.T, 10**6, 1000)
-    )
+    clock = Clock(tokens_per_step=shape.B * shape.T, tokens_per_epoch=10**6, total_steps=1000)
+    optimizer = make_optimizer(OptimizerConfig(name="adamw", clip_norm=1.0), clock)
     state = jax.jit(make_init(model, optimizer, 0))()
     size = (shape.B, shape.T)
     tokens = jax.random.randint(jax.random.key(1), size, 0, shape.V)
@@ -89,10 +86,8 @@ def make_ours(shape: Shape, dtype: str):
         "positions": jnp.broadcast_to(jnp.arange(shape.T), size),
         "segment_ids": jnp.ones(size, jnp.int32),
     }
-    update = jax.jit(
-        functools.partial(train_step, model=model, objective=causal_lm, optimizer=optimizer),
-        donate_argnums=0,
-    )
+    parts = {"model": model, "objective": causal_lm, "optimizer": optimizer}
+    update = jax.jit(functools.partial(train_step, **parts), donate_argnums=0)
 
     def step():
         nonlocal state
@@ -111,7 +106,7 @@ def make_peer(shape: Shape, dtype: str):
     config = GPT2Config(
         vocab_size=shape.V, n_positions=shape.T, n_embd=shape.D, n_layer=shape.L, n_head=shape.N,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        bos_token_id=0, eos_token_id=0,
+        bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM",
     )  # fmt: skip
     model = GPT2LMHeadModel(config).train()
     optimizer = torch.optim.AdamW(
@@ -198,15 +193,18 @@ def measure(workers: dict[str, Worker], name: str, steps: int, roof: dict[str, f
     medians = {case: statistics.median(seconds) for case, seconds in times.items()}
     peer_f32 = medians["peer", "float32"]
     peer_best = min(medians["peer", dtype] for dtype in DTYPES)
-    shape, rows = SHAPES[name], []
-    for (who, dtype), seconds in medians.items():
-        row = {"shape": name, "library": who, "dtype": dtype, "ms": 1e3 * seconds}
-        row |= {"min_ms": 1e3 * min(times[who, dtype]), "steps": len(times[who, dtype])}
-        row["tokens_per_second"] = shape.B * shape.T / seconds
-        row |= {"to_peer_f32": peer_f32 / seconds, "to_peer_best": peer_best / seconds}
-        row["share_of_roof"] = shape.flops() / seconds / 1e9 / roof[dtype]
-        rows.append(row)
-    return rows
+    shape = SHAPES[name]
+    return [
+        {
+            **{"shape": name, "library": who, "dtype": dtype, "ms": 1e3 * seconds},
+            "min_ms": 1e3 * min(times[who, dtype]),
+            "tokens_per_second": shape.B * shape.T / seconds,
+            "to_peer_f32": peer_f32 / seconds,
+            "to_peer_best": peer_best / seconds,
+            "share_of_roof": shape.flops() / seconds / 1e9 / roof[dtype],
+        }
+        for (who, dtype), seconds in medians.items()
+    ]
 
 
 def main() -> None:
@@ -219,19 +217,15 @@ def main() -> None:
     if args.worker:
         return work(args.worker)
     names = args.shapes.split(",")
-    for name in names:
-        if name not in SHAPES:
-            parser.error(f"--shapes: {name!r} is not one of {', '.join(SHAPES)}")
-    if args.steps < 1:
-        parser.error(f"--steps: {args.steps} is not at least 1")
+    if not set(names) <= set(SHAPES) or args.steps < 1:
+        parser.error(f"--shapes are of {', '.join(SHAPES)}; --steps is at least 1")
     if not all(importlib.util.find_spec(package) for package in ("torch", "transformers")):
         print("error: torch or transformers is missing: pip install -e '.[peers]'", file=sys.stderr)
         raise SystemExit(2)
 
     workers = {who: Worker(who) for who in ("ours", "peer")}
-    roof = {
-        dtype: 2 * 2048**3 / min(workers["ours"].run("roof", dtype, 20)) / 1e9 for dtype in DTYPES
-    }
+    fastest = {dtype: min(workers["ours"].run("roof", dtype, 20)) for dtype in DTYPES}
+    roof = {dtype: 2 * 2048**3 / seconds / 1e9 for dtype, seconds in fastest.items()}
     print("roof: " + ", ".join(f"{dtype} {speed:.0f} GF/s" for dtype, speed in roof.items()))
     print("shape  library dtype         ms   tokens/s  peer f32  peer best  of roof")
     rows = []
@@ -246,13 +240,9 @@ def main() -> None:
     for worker in workers.values():
         worker.close()
     packages = ("jax", "jaxlib", "torch", "transformers")
-    result = {
-        "roof_gflops": roof,
-        "rows": rows,
-        "shapes": {name: dataclasses.asdict(SHAPES[name]) for name in names},
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-    }
+    result = {"roof_gflops": roof, "rows": rows, "cores": os.cpu_count()}
+    result["shapes"] = {name: dataclasses.asdict(SHAPES[name]) for name in names}
+    result["versions"] = {name: importlib.metadata.version(name) for name in packages}
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")

@@ -26,9 +26,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             raise ValueError(f"--tasks: {task!r} is not one of {', '.join(known)}")
 
     from gpt_jax.evals.run_evaluation import compression, validation
-    from gpt_jax.parallel.startup import cache_dir, use_compile_cache
+    from gpt_jax.parallel.startup import cache_dir, use_cache
 
-    use_compile_cache()
+    use_cache()
     for task in tasks:
         if task == "validation":
             results = validation(arguments.run, arguments.step, cache_dir())

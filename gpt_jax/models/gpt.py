@@ -1,6 +1,5 @@
 """The decoder-only GPT.  B batch, T length, D width, V vocabulary, S cache length."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -126,10 +125,13 @@ def forward(model: GPT, params: Tree, batch: Batch, dropout_key: Array | None = 
 def make_cache(config: TransformerConfig, batch_size: int, length: int, dtype: Any) -> Cache:
     """An empty cache for `length` tokens a row."""
     shape = (batch_size, length, config.num_kv_heads, config.head_dim)
-    layer = functools.partial(LayerCache, *(jnp.zeros(shape, dtype),) * 2)
+
+    # Arrays of their own for every k and v: shared ones could not be donated.
+    def layer(shape: tuple[int, ...]) -> LayerCache:
+        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
     if config.scan:
-        stacked = (config.num_layers, *shape)
-        layers = LayerCache(jnp.zeros(stacked, dtype), jnp.zeros(stacked, dtype))
+        layers = layer((config.num_layers, *shape))
     else:
-        layers = [layer() for _ in range(config.num_layers)]
+        layers = [layer(shape) for _ in range(config.num_layers)]
     return Cache(layers, jnp.zeros(batch_size, jnp.int32))

@@ -14,8 +14,12 @@ def cache_dir() -> epath.Path:
     return epath.Path(os.environ.get("GPT_JAX_CACHE") or "~/.cache/gpt_jax").expanduser()
 
 
-def use_compile_cache() -> None:
-    """Keeps compiled programs in the cache folder, so that a second start compiles nothing."""
+def use_cache() -> None:
+    """Keeps compiled programs in the cache folder: a second start compiles nothing.
+
+    What libraries would write elsewhere (matplotlib's list of fonts) goes there too.
+    """
+    os.environ.setdefault("MPLCONFIGDIR", os.fspath(cache_dir() / "matplotlib"))
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

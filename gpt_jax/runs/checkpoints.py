@@ -18,7 +18,11 @@ _PARAMS, _REST, _MANIFEST = "params", "rest", "manifest"
 
 
 _stack = jax.jit(canonical.stack)
-_digests = jax.jit(lambda arrays: jax.tree.map(digest, arrays))
+
+
+@jax.jit
+def _digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: digest(array) for name, array in arrays.items()}
 
 
 class Checkpoints:

@@ -101,6 +101,7 @@ class _Loop:
         self._progress = Progress(t.start, t.total)
         self._pending: _Pending | None = None
         self._stopwatch = _Stopwatch()
+        self._rated = False  # whether the compilation is behind us
         flops = counts.flops_per_token(t.config.model, t.config.data.seq_len)
         peak = counts.peak_flops(jax.devices()[0].device_kind)
         self._flops_share = flops / (peak * jax.device_count()) if peak else None
@@ -143,18 +144,22 @@ class _Loop:
         values = {name: float(x) for name, x in jax.device_get(self._pending.values).items()}
         self._pending = None
         first_nonfinite = int(values.pop("first_nonfinite"))
-        tokens_per_sec = t.clock.tokens_per_step / self._stopwatch.lap()
+        seconds = self._stopwatch.lap()
         row = {f"train/{name}": value for name, value in values.items() if name != "num_targets"}
         row["train/learning_rate"] = float(t.learning_rate(step - 1))
         row["train/tokens"] = step * t.clock.tokens_per_step
-        row["perf/tokens_per_sec"] = tokens_per_sec
-        mfu = None if self._flops_share is None else tokens_per_sec * self._flops_share
-        if mfu is not None:
-            row["perf/mfu"] = mfu
+        if self._rated:
+            row["perf/tokens_per_sec"] = t.clock.tokens_per_step / seconds
+            if self._flops_share is not None:
+                row["perf/mfu"] = row["perf/tokens_per_sec"] * self._flops_share
+        else:  # it holds the compilation
+            row["perf/first_steps_seconds"] = seconds
+            self._rated = True
         self._write(step, row)
         if first_nonfinite >= 0:
             raise NonFiniteError(self._nonfinite_message(first_nonfinite))
-        self._progress.row(step, values["loss"], tokens_per_sec, mfu)
+        rate, mfu = row.get("perf/tokens_per_sec"), row.get("perf/mfu")
+        self._progress.row(step, values["loss"], rate, mfu)
 
     def _nonfinite_message(self, step: int) -> str:
         t = self._training

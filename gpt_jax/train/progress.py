@@ -28,16 +28,18 @@ class Progress:
         """One more step is under way."""
         self._bar.update()
 
-    def row(self, step: int, loss: float, tokens_per_sec: float, mfu: float | None) -> None:
-        """Figures of a step that is done."""
-        figures = f"loss {loss:.4f}  {_count(tokens_per_sec)} tok/s"
+    def row(self, step: int, loss: float, tokens_per_sec: float | None, mfu: float | None) -> None:
+        """Figures of a step that is done; None: not known."""
+        figures = f"loss {loss:.4f}"
+        if tokens_per_sec is not None:
+            figures += f"  {_count(tokens_per_sec)} tok/s"
         if mfu is not None:
             figures += f"  MFU {100 * mfu:.1f}%"
         if not self._bar.disable:
             self._bar.set_postfix_str(figures)
             return
         eta = ""
-        if self._rated_step is None:  # it holds the compilation: no rate to tell the end by
+        if self._rated_step is None:  # no rate yet to tell the end by
             self._rated_step, self._rated_time = step, time.monotonic()
         else:
             rate = (time.monotonic() - self._rated_time) / (step - self._rated_step)
