@@ -29,6 +29,7 @@ SIZES = {
     "7b": (32, 4096, 32),
 }
 
+
 def get_config(argument=None):
     arg = parse_argument(argument, size="1m", debug=False)
     layers, width, heads = choose("size", arg["size"], SIZES)

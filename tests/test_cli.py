@@ -124,6 +124,7 @@ MISTAKES = [
     (["--config.data.path=INVALID"], "on_invalid_utf8"),
     (["--config.data.tokenizer=bytes", "--config.model.vocab_size=100", "--config.data.path=TEXT"],
      "model.vocab_size: 100 is below the tokenizer's 257"),
+    (["--config.train.wandb=my-project"], "train.wandb: 'my-project' asks for Weights & Biases"),
     (["--config.data.name=lm1b"], "data.name: 'lm1b' has no version"),
     (["--workdir=OTHER"], "holds other files and no run"),
     (["--wrokdir=x"], "unknown argument --wrokdir=x"),

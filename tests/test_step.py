@@ -13,7 +13,7 @@ from gpt_jax import trees
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.gpt import GPT
 from gpt_jax.objectives.causal_lm import causal_lm
-from gpt_jax.ops.losses import cross_entropy
+from gpt_jax.ops.losses import cross_entropy, is_argmax
 from gpt_jax.optim.config import OptimizerConfig
 from gpt_jax.optim.durations import Clock, Duration
 from gpt_jax.optim.optimizers import make_optimizer
@@ -160,6 +160,17 @@ def test_cross_entropy_and_its_gradient_are_those_of_the_definition():
 
     np.testing.assert_allclose(ours(logits), plain(logits), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(ours)(logits), jax.grad(plain)(logits), atol=1e-5)
+
+
+def test_is_argmax_is_argmax():
+    logits = jax.random.randint(jax.random.key(0), (50, 40, 5), 0, 3).astype(jnp.float32)
+    logits = logits.at[0, :20, 2].set(jnp.nan)
+    targets = jax.random.randint(jax.random.key(1), (50, 40), 0, 5)
+    expected = jnp.argmax(logits, axis=-1) == targets
+    # Where a NaN is the argmax, no target is a hit.
+    expected &= ~jnp.isnan(logits).any(axis=-1)
+    np.testing.assert_array_equal(is_argmax(logits, targets), expected)
+    assert 0.1 < expected.mean() < 0.9
 
 
 def test_decay_and_muon_go_by_path():

@@ -17,7 +17,8 @@ _USER_MISTAKE = 2
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one command and exits: 0; 2 and one line for a user's mistake; 75 when interrupted."""
+    """Runs one command and exits: 0; 2 and one line for a user's mistake; 75 for a run that was
+    interrupted and saved; 1 for the rest."""
     argv = sys.argv[1:] if argv is None else argv
     epilog = "commands:\n" + "\n".join(f"  {name:10} {does}" for name, does in _COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -37,6 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     command.add_arguments(command_parser)
     try:
         sys.exit(command.run(*_parse(command_parser, argv[1:])))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}")
     except (ValueError, OSError) as error:
         if not _is_users(error) or os.environ.get("GPT_JAX_TRACEBACK"):
             raise

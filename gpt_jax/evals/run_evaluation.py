@@ -20,7 +20,9 @@ def validation(
     """Means over the whole validation split; see Validation.run."""
     run = open_run(workdir, step)
     data = prepare(run.config.data, cache_dir, run.tokenizer)
-    batch_size, mesh = run.config.train.batch_size, make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig())
+    # Whole rows for every device, however many there are here.
+    batch_size = -(-run.config.train.batch_size // mesh.size) * mesh.size
     evaluator = Validation(run.model, causal_lm, data.validation, batch_size, mesh)
     return {"step": run.step, **evaluator.run(run.params, whole=True)}
 

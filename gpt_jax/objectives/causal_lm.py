@@ -1,8 +1,6 @@
 """Next-token prediction by maximum likelihood."""
 
-import jax.numpy as jnp
-
-from gpt_jax.ops.losses import cross_entropy
+from gpt_jax.ops.losses import cross_entropy, is_argmax
 from gpt_jax.types import Array, Batch
 
 
@@ -21,7 +19,7 @@ def causal_lm(logits_BTV: Array, batch: Batch, z_loss: float = 0.0) -> tuple[Arr
     """
     mask_BT = batch["loss_mask"]
     nll_BT, z_BT = cross_entropy(logits_BTV, batch["targets"], z_loss)
-    hit_BT = jnp.argmax(logits_BTV, axis=-1) == batch["targets"]
+    hit_BT = is_argmax(logits_BTV, batch["targets"])
     sums = {
         "loss": (nll_BT * mask_BT).sum(),
         "z_loss": (z_BT * mask_BT).sum(),

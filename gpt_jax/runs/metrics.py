@@ -1,5 +1,6 @@
 """metrics.jsonl, the record of a run: one flat JSON row an event; and copies of it for viewers."""
 
+import importlib.util
 import json
 import math
 import os
@@ -86,21 +87,21 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
-    """A Weights & Biases run that goes on when the run does.
+def require_wandb(project: str) -> None:
+    """Raises ValueError if wandb, which the config asks for, is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            f"train.wandb: {project!r} asks for Weights & Biases, which is not installed; "
+            "pip install wandb"
+        )
 
-    Raises:
-      ValueError: wandb is not installed.
-    """
+
+class WeightsAndBiases:
+    """A Weights & Biases run that goes on when the run does."""
 
     def __init__(self, project: str, workdir: epath.PathLike, config: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError(
-                f"train.wandb: {project!r} asks for Weights & Biases, which is not installed; "
-                "pip install wandb"
-            ) from None
+        import wandb
+
         # The same id when the run is continued, so that it stays one curve.
         identity = epath.Path(workdir).name
         self._run = wandb.init(

@@ -163,7 +163,8 @@ class _Loop:
 
     def _nonfinite_message(self, step: int) -> str:
         t = self._training
-        rows = global_rows(t.config.seed, len(t.data.train), t.config.train.batch_size, step)
+        index = step + int(t.state.index) - int(t.state.step)
+        rows = global_rows(t.config.seed, len(t.data.train), t.config.train.batch_size, index)
         steps = t.checkpoints.steps()
         good = f"the last good checkpoint is {steps[-1]}" if steps else "no checkpoint was saved"
         return (
@@ -207,7 +208,8 @@ class _Loop:
         if step == t.total:
             self._progress.line(f"finished {step} steps: {t.workdir}")
             return FINISHED
-        self._progress.line(f"{signal_name}: saved step {step}; the same command continues")
+        saved = f"saved step {step}" if t.checkpoints.steps() else "no step was taken yet"
+        self._progress.line(f"{signal_name}: {saved}; the same command continues")
         return INTERRUPTED
 
     def _write(self, step: int, values: dict[str, Any]) -> None:

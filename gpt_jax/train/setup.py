@@ -19,6 +19,7 @@ from gpt_jax.optim.durations import Clock, Duration
 from gpt_jax.optim.optimizers import learning_rate, make_optimizer
 from gpt_jax.parallel import sharding
 from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.runs import metrics
 from gpt_jax.runs import run as layout
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.config import RunConfig, flatten, run_config
@@ -97,7 +98,9 @@ def check_workdir(workdir: epath.Path, config: RunConfig) -> bool:
         raise ValueError(f"--workdir: {str(workdir)!r} is a file")
     path = workdir / layout.CONFIG
     if not path.exists():
-        if any(workdir.iterdir()):
+        # A run that was killed as it began has its tokenizer, but no config yet.
+        ours = {layout.TOKENIZER, f"{layout.CONFIG}.partial"}
+        if {entry.name for entry in workdir.iterdir()} - ours:
             raise ValueError(
                 f"--workdir: {str(workdir)!r} holds other files and no run; give a new folder"
             )
@@ -134,6 +137,8 @@ def set_up(
     """
     workdir = epath.Path(workdir)
     resuming = check_workdir(workdir, config)
+    if config.train.wandb:
+        metrics.require_wandb(config.train.wandb)
     mesh = make_mesh(config.mesh, devices)
     sharding.check_batch_size(config.train.batch_size, config.train.num_microbatches, mesh)
     kept = workdir / layout.TOKENIZER
