@@ -35,16 +35,16 @@ def get_config(argument=None):
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 6e-3
-    config.optimizer.muon_learning_rate = 0.02
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.muon_learning_rate = 0.03
     config.optimizer.schedule = "linear"
-    config.optimizer.warmup = "2%"
+    config.optimizer.warmup = "5%"
     config.optimizer.final = 0.0
     config.optimizer.weight_decay = 0.0
 
     config.train = ConfigDict()
-    config.train.batch_size = 16
-    config.train.duration = "180 steps"
+    config.train.batch_size = 8
+    config.train.duration = "400 steps"
     config.train.eval_every = config.train.checkpoint_every = "50%"
 
     config.mesh = ConfigDict()

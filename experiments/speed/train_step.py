@@ -106,7 +106,7 @@ def make_peer(shape: Shape, dtype: str):
     config = GPT2Config(
         vocab_size=shape.V, n_positions=shape.T, n_embd=shape.D, n_layer=shape.L, n_head=shape.N,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        bos_token_id=0, eos_token_id=0, loss_type="ForCausalLM",
+        bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = GPT2LMHeadModel(config).train()
     optimizer = torch.optim.AdamW(
@@ -139,9 +139,7 @@ def make_roof(dtype: str):
 def work(who: str) -> None:
     """A worker: reads lines of JSON {"shape", "dtype", "steps"}, answers the seconds of each."""
     if who == "ours":
-        from gpt_jax.ops.host_memory import keep_freed_memory
-
-        keep_freed_memory()
+        importlib.import_module("gpt_jax.parallel.host_memory").keep_freed_memory()
     make = {"ours": make_ours, "peer": make_peer}[who]
     made = {}
     for line in sys.stdin:
@@ -243,10 +241,8 @@ def main() -> None:
     result = {"roof_gflops": roof, "rows": rows, "cores": os.cpu_count()}
     result["shapes"] = {name: dataclasses.asdict(SHAPES[name]) for name in names}
     result["versions"] = {name: importlib.metadata.version(name) for name in packages}
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {out}")
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             raise ValueError(f"--tasks: {task!r} is not one of {', '.join(known)}")
 
     from gpt_jax.evals.run_evaluation import compression, validation
-    from gpt_jax.parallel.startup import cache_dir, use_cache
+    from gpt_jax.parallel.startup import cache_dir, start
 
-    use_cache()
+    start()
     for task in tasks:
         if task == "validation":
             results = validation(arguments.run, arguments.step, cache_dir())

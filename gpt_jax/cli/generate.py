@@ -31,10 +31,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
 
     from gpt_jax.decode.text import Generator
-    from gpt_jax.parallel.startup import use_cache
+    from gpt_jax.parallel.startup import start
     from gpt_jax.runs.run import open_run
 
-    use_cache()
+    start()
     opened = open_run(arguments.run, arguments.step)
     generator = Generator(opened.model, opened.params, opened.tokenizer)
     # Two streams on one terminal would mix; several continuations are shown one by one.

@@ -23,12 +23,12 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     workdir = pathlib.Path(arguments.workdir or _default_workdir(arguments.config)).absolute()
 
     # JAX starts here: whatever a config alone can get wrong has been refused by now.
-    from gpt_jax.parallel.startup import cache_dir, use_cache
+    from gpt_jax.parallel.startup import cache_dir, start
     from gpt_jax.train.loop import fit
     from gpt_jax.train.setup import set_up
 
     print(f"run:   {workdir}\ncache: {cache_dir()} (GPT_JAX_CACHE moves it)", flush=True)
-    use_cache()
+    start()
     training = set_up(config, workdir, cache_dir())
     print(training.summary(), flush=True)
     return fit(training)

@@ -5,6 +5,8 @@ import os
 import jax
 from etils import epath
 
+from gpt_jax.parallel.host_memory import keep_freed_memory
+
 
 def cache_dir() -> epath.Path:
     """The one folder outside of a run that is written to: $GPT_JAX_CACHE or ~/.cache/gpt_jax.
@@ -14,11 +16,13 @@ def cache_dir() -> epath.Path:
     return epath.Path(os.environ.get("GPT_JAX_CACHE") or "~/.cache/gpt_jax").expanduser()
 
 
-def use_cache() -> None:
-    """Keeps compiled programs in the cache folder: a second start compiles nothing.
+def start() -> None:
+    """Before the first computation: memory is kept, compiled programs are cached.
 
-    What libraries would write elsewhere (matplotlib's list of fonts) goes there too.
+    A second start compiles nothing. What libraries would write elsewhere (matplotlib's list of
+    fonts) goes to the cache folder too.
     """
+    keep_freed_memory()
     os.environ.setdefault("MPLCONFIGDIR", os.fspath(cache_dir() / "matplotlib"))
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
