@@ -44,7 +44,7 @@ def get_config(argument=None):
 
     config.train = ConfigDict()
     config.train.batch_size = 8
-    config.train.duration = "400 steps"
+    config.train.duration = "320 steps"
     config.train.eval_every = config.train.checkpoint_every = "50%"
 
     config.mesh = ConfigDict()

@@ -130,21 +130,23 @@ def evaluation_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """All rows once, in order; the last batch is filled up with rows of padding.
 
+    With `max_batches` it is that many batches of rows from all over the split, always the same.
+
     Args:
       rows: what to read.
       batch_size: rows in the global batch.
       local_rows: positions in the global batch that this host needs, int[b]; default all.
-      max_batches: stop after so many; 0 reads to the end.
+      max_batches: how many at most; 0 reads all rows.
 
     Yields:
       This host's rows: see `Rows.batch`, with B = len(local_rows).
     """
-    num_batches = -(-len(rows) // batch_size)
-    if max_batches:
-        num_batches = min(num_batches, max_batches)
-    for index in range(num_batches):
-        row_ids = np.arange(index * batch_size, (index + 1) * batch_size)
-        row_ids[row_ids >= len(rows)] = PADDING_ROW
+    order = np.arange(len(rows))
+    if max_batches and max_batches * batch_size < len(rows):
+        # Evenly spaced: the first rows alone would be the first few documents.
+        order = order[np.arange(max_batches * batch_size) * len(rows) // (max_batches * batch_size)]
+    order = np.pad(order, (0, -len(order) % batch_size), constant_values=PADDING_ROW)
+    for row_ids in order.reshape(-1, batch_size):
         yield rows.batch(row_ids if local_rows is None else row_ids[local_rows])
 
 

@@ -23,7 +23,7 @@ def validation(
     mesh = make_mesh(MeshConfig())
     # Whole rows for every device, however many there are here.
     batch_size = -(-run.config.train.batch_size // mesh.size) * mesh.size
-    evaluator = Validation(run.model, causal_lm, data.validation, batch_size, mesh)
+    evaluator = Validation(run.model, causal_lm, data, batch_size, mesh)
     return {"step": run.step, **evaluator.run(run.params, whole=True)}
 
 

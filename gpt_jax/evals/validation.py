@@ -9,17 +9,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gpt_jax.data.packing import Rows, TokenRows
-from gpt_jax.data.pipeline import evaluation_batches
+from gpt_jax.data.pipeline import PreparedData, evaluation_batches
 from gpt_jax.models.gpt import GPT, forward
 from gpt_jax.parallel import sharding
 from gpt_jax.types import Array, Batch, Tree
 
 
-def eval_step(params: Tree, batch: Batch, *, model: GPT, objective: Callable) -> dict[str, Array]:
-    """The objective's sums over a batch, and `num_targets`; no dropout."""
+def eval_step(
+    params: Tree, batch: Batch, token_bytes: Array, *, model: GPT, objective: Callable
+) -> dict[str, Array]:
+    """The objective's sums over a batch, `num_targets`, and `num_bytes` of them; no dropout."""
     _, sums = objective(forward(model, params, batch), batch)
-    return {**sums, "num_targets": batch["loss_mask"].sum()}
+    mask = batch["loss_mask"]
+    num_bytes = (token_bytes[batch["targets"]] * mask).sum()
+    return {**sums, "num_targets": mask.sum(), "num_bytes": num_bytes}
 
 
 class Validation:
@@ -28,7 +31,7 @@ class Validation:
     Args:
       model: The model.
       objective: (outputs, batch) -> sum to minimise, sums of metrics.
-      rows: The held-out rows.
+      data: Whose validation rows are read.
       batch_size: Sequences of a global batch.
       mesh: Where it runs.
       max_batches: Batches of one evaluation; 0: all rows.
@@ -38,14 +41,15 @@ class Validation:
         self,
         model: GPT,
         objective: Callable,
-        rows: Rows | TokenRows,
+        data: PreparedData,
         batch_size: int,
         mesh: Mesh,
         max_batches: int = 0,
     ):
         score = functools.partial(eval_step, model=model, objective=objective)
         self._eval_step = sharding.on_mesh(mesh, jax.jit(score))
-        self._rows = rows
+        self._rows = data.validation
+        self._token_bytes = _bytes_by_token(data)
         self._batch_size = batch_size
         self._mesh = mesh
         self._max_batches = max_batches
@@ -53,9 +57,8 @@ class Validation:
     def run(self, params: Tree, *, whole: bool = False) -> dict[str, float]:
         """Means over the targets: loss in nats, perplexity, accuracy, and bits_per_byte.
 
-        Bits per byte are the nats of all targets over ln 2 and over the bytes of the text. On a
-        part of the rows (`whole` False and max_batches set) the bytes of that part are taken to be
-        the split's mean bytes a token; on the whole split the number is exact.
+        Bits per byte are the nats of all targets over ln 2 and over the UTF-8 bytes of their text.
+        With a tokenizer that is not byte-level a token counts the split's mean bytes.
         """
         local = sharding.local_rows(self._batch_size, self._mesh)
         batches = evaluation_batches(
@@ -66,7 +69,8 @@ class Validation:
         )
         sums: dict[str, Any] = {}
         for batch in batches:
-            for name, value in jax.device_get(self._eval_step(params, place(batch))).items():
+            step_sums = self._eval_step(params, place(batch), self._token_bytes)
+            for name, value in jax.device_get(step_sums).items():
                 sums[name] = sums.get(name, 0.0) + np.float64(value)
         loss = float(sums["loss"] / sums["num_targets"])
         result = {
@@ -74,7 +78,15 @@ class Validation:
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
             "accuracy": float(sums["accuracy"] / sums["num_targets"]),
         }
-        if self._rows.num_bytes:
-            bytes_per_target = self._rows.num_bytes / self._rows.num_tokens
-            result["bits_per_byte"] = loss / math.log(2) / bytes_per_target
+        if sums["num_bytes"]:
+            result["bits_per_byte"] = float(sums["loss"] / math.log(2) / sums["num_bytes"])
         return result
+
+
+def _bytes_by_token(data: PreparedData) -> np.ndarray:
+    """UTF-8 bytes of each id's text, f32[V]; zeros where the bytes of the text are not known."""
+    exact = data.tokenizer.token_bytes()
+    if exact is not None:
+        return exact.astype(np.float32)
+    rows = data.validation
+    return np.full(data.tokenizer.vocab_size, rows.num_bytes / rows.num_tokens, np.float32)

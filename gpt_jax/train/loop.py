@@ -93,7 +93,7 @@ class _Loop:
             values = t.config.to_dict()
             self._sinks.append(metrics.WeightsAndBiases(config.wandb, t.workdir, values))
         self._validation = Validation(
-            t.model, causal_lm, t.data.validation, config.batch_size, t.mesh, config.eval_batches
+            t.model, causal_lm, t.data, config.batch_size, t.mesh, config.eval_batches
         )
         self._samples = Samples(
             t.workdir / layout.SAMPLES, resume, t.model, t.data.tokenizer, t.config
