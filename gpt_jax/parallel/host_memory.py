@@ -1,8 +1,8 @@
 """How the C library hands memory to XLA:CPU.
 
 XLA:CPU takes the buffers of a step from malloc and frees them after it. By default glibc gives
-blocks of that size back to the kernel at once, so that every step faults all its pages in again:
-a quarter of the processor time of a small model's step (docs/speed.md).
+blocks of that size back to the kernel at once, so that every step faults all its pages in again;
+docs/speed.md has what that costs.
 """
 
 import ctypes
