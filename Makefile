@@ -15,7 +15,7 @@ quickstart: $(VENV)/base
 	@echo; echo "--- held-out text: this model beside general compressors (bits per byte) ---"
 	$(bin)/python -m gpt_jax evaluate --run=$(RUN) --tasks=validation,compression
 	@echo; echo "--- what it writes ---"
-	$(bin)/python -m gpt_jax generate --run=$(RUN) --prompt="$(PROMPT) " --temperature=0.7 --max_tokens=200
+	$(bin)/python -m gpt_jax generate --run=$(RUN) --prompt="$(PROMPT)" --temperature=0.6 --max_tokens=160 --seed=1
 	@echo; echo "the run: $(RUN) (loss.png is its loss curve)"
 
 test: lint
@@ -42,4 +42,4 @@ $(VENV)/dev: $(VENV)/base
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV)

@@ -66,6 +66,7 @@ def get_config(argument=None):
     config.train = ConfigDict()
     config.train.batch_size = 16 if small else 256
     config.train.duration = "1000 steps"
+    config.train.num_microbatches = 1 if small else 16
     config.train.z_loss = 1e-4
 
     config.mesh = ConfigDict()

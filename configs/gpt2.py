@@ -5,7 +5,7 @@ Hardware: 124m to 774m one GPU or TPU host; 1.5b a mesh with fsdp; debug a lapto
 Expected: a vocabulary of 50257, so the loss starts at ln 50257 = 10.82.
 
   gpt-jax train --config=configs/gpt2.py:size=124m --config.data.name=lm1b:1.1.0 \\
-      --config.data.tokenizer=GPT2_TOKENIZER_JSON
+      --config.data.validation_split=test --config.data.tokenizer=GPT2_TOKENIZER_JSON
 
 Arguments: size (124m, 350m, 774m, 1.5b), debug.  Without a tokenizer.json of GPT-2 a vocabulary
 of the same size is trained on the corpus.

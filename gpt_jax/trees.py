@@ -46,8 +46,3 @@ def match(patterns: Iterable[str], tree: Tree) -> Tree:
 def num_elements(tree: Tree) -> int:
     """Total elements of the leaves (arrays or ShapeDtypeStructs)."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-def num_bytes(tree: Tree) -> int:
-    """Total bytes of the leaves (arrays or ShapeDtypeStructs)."""
-    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

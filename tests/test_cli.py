@@ -7,6 +7,7 @@ import sys
 
 import flax.linen as nn
 import jax
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -92,7 +93,8 @@ def test_train_evaluate_generate(capsys, corpus, tmp_path):
     assert values["validation/loss"] == pytest.approx(last["eval/validation/loss"], abs=1e-3)
     assert 0 < values["compression/zlib_all"] <= values["compression/zlib_each"] < 8
 
-    generate = ["generate", f"--run={workdir}", "--prompt=the cat", "--max_tokens=8"]
+    relative = os.path.relpath(workdir, ROOT)  # as a person would write it
+    generate = ["generate", f"--run={relative}", "--prompt=the cat", "--max_tokens=8"]
     code, streamed, _ = run(capsys, *generate, "--seed=3")
     assert code == 0 and streamed.startswith("the cat") and streamed.endswith("\n")
     assert run(capsys, *generate, "--seed=3", "--no-stream")[1] == streamed
@@ -124,6 +126,11 @@ MISTAKES = [
     (["--config.data.path=INVALID"], "on_invalid_utf8"),
     (["--config.data.tokenizer=bytes", "--config.model.vocab_size=100", "--config.data.path=TEXT"],
      "model.vocab_size: 100 is below the tokenizer's 257"),
+    (["--config.train.sample_prompts=" + "cat " * 99], "train.sample_prompts: 'cat cat"),
+    (["--config.model.attention=cudnn"], "model.attention: 'cudnn' needs a GPU"),
+    (["--config.data.eos_token=</s>"], "data.eos_token: '</s>' is for a tokenizer.json"),
+    (["--config.data.vocab_size=9999"], "model.vocab_size: 512 is below the tokenizer's 9999"),
+    (["--workdir=gs://bucket/run"], "--workdir: 'gs://bucket/run' is not a folder"),
     (["--config.train.wandb=my-project"], "train.wandb: 'my-project' asks for Weights & Biases"),
     (["--config.data.name=lm1b"], "data.name: 'lm1b' has no version"),
     (["--workdir=OTHER"], "holds other files and no run"),
@@ -159,6 +166,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(capsys, tmp_path, corpus, argv
         (["config", "--config=configs/gpt.py:size=2m"], "size=2m is not one of 100k"),
         (["config", "--config=configs/gpt.py:colour=red"], "no argument 'colour'"),
         (["config", "--config=configs/gpt.py:debug=1"], "'debug=1' must be written debug"),
+        (["config", "--config=README.md"], "'README.md' is not a Python file"),
         (["generate", "--run=nowhere"], "--run: 'nowhere' holds no run"),
         (["generate", "--run=nowhere", "--temperature=-1"], "temperature: -1.0 is not"),
         (["evaluate", "--run=nowhere"], "--run: 'nowhere' holds no run"),
@@ -172,9 +180,10 @@ def test_other_commands_mistakes(capsys, argv, told):
 def test_a_bug_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
     import gpt_jax.cli.config as command
 
-    monkeypatch.setattr(command, "run", lambda *_: json.loads("{"))
-    with pytest.raises(json.JSONDecodeError):
-        main(["config", "--config=configs/gpt.py"])
+    for bug in (lambda *_: json.loads("{"), lambda *_: int("x"), lambda *_: np.ones(3).reshape(2)):
+        monkeypatch.setattr(command, "run", bug)
+        with pytest.raises(ValueError):
+            main(["config", "--config=configs/gpt.py"])
 
 
 def test_help_at_every_level():

@@ -130,6 +130,18 @@ def test_meshes_agree(shape, optimizer, scan, losses_on_one_device):
     np.testing.assert_allclose(losses, losses_on_one_device[optimizer, scan], rtol=1e-5)
 
 
+def test_fsdp_splits_the_work_and_not_only_the_parameters():
+    # Every device's share of the logits: its own row, whole vocabulary.
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8), jax.devices())
+    state, step = set_up(mesh=mesh)
+    rows = sharding.local_rows(8, mesh)
+    batch = sharding.global_batch(next(batches(1)), rows, 8, mesh)
+    with jax.set_mesh(mesh):
+        text = step.__wrapped__.lower(state, batch).compile().as_text()
+    assert "f32[1,16,64]" in text or "f32[16,64]" in text
+    assert "f32[8,16,64]" not in text and "f32[128,64]" not in text
+
+
 def test_a_nonfinite_step_is_left_out_and_flagged():
     state, step = set_up()
     state, _ = step(state, next(batches(1)))

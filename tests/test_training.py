@@ -177,9 +177,47 @@ def test_changed_data_are_refused(short_run, corpus, cache_dir, tmp_path):
     (tmp_path / "corpus" / "00.txt").write_text("something else. " * 50)
     data = dataclasses.replace(config.data, path=str(tmp_path / "corpus"))
     longer = dataclasses.replace(config.train, duration=10)
-    with pytest.raises(ValueError, match="data: the corpus has fingerprint"):
+    with pytest.raises(ValueError, match="data: the train split has fingerprint"):
         set_up(dataclasses.replace(config, data=data, train=longer), workdir, cache_dir,
                jax.devices()[:1])  # fmt: skip
+
+
+def test_a_run_belongs_to_one_process_at_a_time(corpus, cache_dir, tmp_path):
+    config = config_for(corpus, "train.duration=2")
+    first = set_up(config, tmp_path / "run", cache_dir, jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"--workdir: .* is in use by another process"):
+        set_up(config, tmp_path / "run", cache_dir, jax.devices()[:1])
+    # What was not trained yet may be begun anew with another config.
+    first.lock.close()
+    first.checkpoints.close()
+    again = set_up(config_for(corpus, "train.duration=2", "seed=5"), tmp_path / "run", cache_dir,
+                   jax.devices()[:1])  # fmt: skip
+    assert again.start == 0
+    again.lock.close()
+    again.checkpoints.close()
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_moments(uninterrupted, tmp_path, corpus, cache_dir):
+    """Kills at any time after the start, saves, evaluations and restarts included."""
+    rng = np.random.default_rng(0)
+    workdir, kills = tmp_path / "broken", 0
+    while True:
+        process = start(workdir, corpus, cache_dir)
+        try:
+            output, _ = process.communicate(timeout=float(rng.uniform(4, 14)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            assert kills <= 30
+            continue
+        assert process.returncode == FINISHED, output
+        break
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        rows, expected = (settled(read_rows(d / name)) for d in (workdir, uninterrupted))
+        assert rows == expected, name
+    assert kills
 
 
 def test_one_flipped_bit_in_a_checkpoint_is_found(short_run, tmp_path):

@@ -39,8 +39,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     generator = Generator(opened.model, opened.params, opened.tokenizer)
     # Two streams on one terminal would mix; several continuations are shown one by one.
     if arguments.stream and params.n == 1:
+        pieces = generator.stream(prompt, params)  # refuses what it cannot take
         sys.stdout.write(prompt)
-        for piece in generator.stream(prompt, params):
+        for piece in pieces:
             sys.stdout.write(piece.text)
             sys.stdout.flush()
         sys.stdout.write("\n")

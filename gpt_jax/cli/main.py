@@ -1,8 +1,10 @@
 """The program `gpt-jax`, also `python -m gpt_jax`: finds the command and words its failures."""
 
 import argparse
+import errno
 import importlib
 import os
+import re
 import sys
 import traceback
 
@@ -14,6 +16,8 @@ _COMMANDS = {
     "generate": "continue a text with a run",
 }
 _USER_MISTAKE = 2
+# A path that is not there, not a folder, or not ours to write.
+_USERS_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,5 +68,7 @@ def _is_users(error: BaseException) -> bool:
     """Whether our own code or a config raised it: a library's error is a bug of ours."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    ours = os.path.abspath(last).startswith(package + os.sep)
-    return ours or f"{os.sep}configs{os.sep}" in last or isinstance(error, OSError)
+    ours = os.path.abspath(last).startswith(package + os.sep) or f"{os.sep}configs{os.sep}" in last
+    # Ours begin with what is wrong and a colon; int("x") or a reshape, called by us, do not.
+    worded = ours and re.match(r"-{0,2}[\w.,/ -]{1,60}: ", str(error))
+    return bool(worded) or (isinstance(error, OSError) and error.errno in _USERS_ERRNOS)

@@ -6,6 +6,7 @@ Any value of the config is changed by --config.SECTION.NAME=VALUE; `gpt-jax conf
 """
 
 import argparse
+import os
 import pathlib
 
 
@@ -19,7 +20,12 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gpt_jax.runs.config_file import load_config
 
     values, _ = load_config(arguments.config, overrides)
+    for name in ("path", "validation_path"):  # a run is read from other folders too
+        if values.get("data", {}).get(name):
+            values["data"][name] = os.path.abspath(os.path.expanduser(values["data"][name]))
     config = run_config(values)
+    if "://" in (arguments.workdir or ""):
+        raise ValueError(f"--workdir: {arguments.workdir!r} is not a folder of this machine")
     workdir = pathlib.Path(arguments.workdir or _default_workdir(arguments.config)).absolute()
 
     # JAX starts here: whatever a config alone can get wrong has been refused by now.

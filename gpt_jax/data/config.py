@@ -55,6 +55,11 @@ class DataConfig:
         for field in ("pattern", "field", "train_split", "validation_split", "tokenizer"):
             if not getattr(self, field):
                 raise ValueError(f"data.{field}: '' is empty; give a value or leave the default")
+        if self.eos_token and self.tokenizer in ("bpe", "bytes"):
+            raise ValueError(
+                f"data.eos_token: {self.eos_token!r} is for a tokenizer.json; "
+                f"data.tokenizer {self.tokenizer!r} has its own"
+            )
         if self.path and self.path == self.validation_path:
             raise ValueError(
                 f"data.validation_path: {self.path!r} is data.path too; "

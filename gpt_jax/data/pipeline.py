@@ -1,6 +1,7 @@
 """From a DataConfig to batches: prepare once, then read any batch of the endless order directly."""
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,19 @@ class PreparedData:
     validation: Rows | TokenRows
     fingerprint: str
     description: dict
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a checkpoint remembers of the data, by split."""
+        return {TRAIN: self.fingerprint, VALIDATION: self.validation.fingerprint}
+
+    def check_fingerprints(self, saved: dict[str, str]) -> None:
+        """Raises ValueError if these are not the data that `saved` was taken of."""
+        for split, fingerprint in self.fingerprints().items():
+            if fingerprint != saved[split]:
+                raise ValueError(
+                    f"data: the {split} split has fingerprint {fingerprint}, but the run's is "
+                    f"{saved[split]}; the text or the tokenizer has changed"
+                )
 
 
 def prepare(config: DataConfig, cache_dir, tokenizer: Tokenizer | None = None) -> PreparedData:
@@ -186,7 +200,11 @@ def _trained_tokenizer(documents: Documents, vocab_size: int, cache_dir) -> Toke
     key = digest("bpe", FORMAT, documents.fingerprint, vocab_size, _BPE_BYTES)
     path = Path(cache_dir) / "tokenizers" / f"{key}.json"
     if not path.exists():
-        trained = train_bpe(_sample(documents), vocab_size)
+        texts = _sample(documents)
+        first = next(texts, None)
+        if first is None:
+            raise ValueError(f"data: {documents.label} holds no text")
+        trained = train_bpe(itertools.chain([first], texts), vocab_size)
         trained.save(path)
         if trained.vocab_size < vocab_size:
             print(

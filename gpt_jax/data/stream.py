@@ -166,11 +166,15 @@ def _is_whole(folder: Path, chunk: Chunk, deep: bool) -> bool:
 def _make_chunks(documents, tokenizer, folder: Path, title: str) -> Iterator[Chunk]:
     """Chunk after chunk, each read back where an earlier attempt left it whole."""
     first, number = 0, 0
-    with tqdm(desc=title, unit="B", unit_scale=True, delay=1.0, leave=False) as progress:
+    # disable=None: no bar where stderr is not a terminal.
+    bar = {"desc": title, "total": len(documents), "unit": "text", "unit_scale": True}
+    with tqdm(**bar, delay=1.0, leave=False, disable=None) as progress:
         while True:
             name = f"chunk-{number:05d}.npy"
             chunk = _known_chunk(folder, name, first)
-            if chunk is None:
+            if chunk is not None:
+                progress.update(chunk.end - chunk.first)
+            else:
                 chunk = _make_chunk(documents, tokenizer, folder, name, first, progress)
             yield chunk
             if chunk.last:
@@ -197,8 +201,8 @@ def _make_chunk(documents, tokenizer, folder: Path, name: str, first: int, progr
         elif text:
             size = encoder.add(text)
             num_bytes, num_documents = num_bytes + size, num_documents + 1
-            progress.update(size)
         end += 1
+        progress.update()
     last = end == len(documents)
     data = io.BytesIO()
     tokens = encoder.finish(end_of_stream=last)

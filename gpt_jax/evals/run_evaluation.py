@@ -20,11 +20,12 @@ def validation(
     """Means over the whole validation split; see Validation.run."""
     run = open_run(workdir, step)
     data = prepare(run.config.data, cache_dir, run.tokenizer)
+    data.check_fingerprints(run.data_fingerprints)
     mesh = make_mesh(MeshConfig())
     # Whole rows for every device, however many there are here.
-    batch_size = -(-run.config.train.batch_size // mesh.size) * mesh.size
+    batch_size = -(-run.config.train.microbatch_size // mesh.size) * mesh.size
     evaluator = Validation(run.model, causal_lm, data, batch_size, mesh)
-    return {"step": run.step, **evaluator.run(run.params, whole=True)}
+    return evaluator.run(run.params, whole=True)
 
 
 def compression(config: RunConfig, cache_dir: epath.PathLike) -> dict[str, float]:

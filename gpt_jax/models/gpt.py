@@ -1,5 +1,6 @@
 """The decoder-only GPT.  B batch, T length, D width, V vocabulary, S cache length."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.models.layers import Context, LayerCache, Norm, _param, weight_init
+from gpt_jax.models.layers import Context, LayerCache, Norm, param, weight_init
 from gpt_jax.models.stack import Stack
 from gpt_jax.ops import positions, products
+from gpt_jax.parallel.sharding import constrain
 from gpt_jax.types import Array, Batch, Tree
 
 
@@ -73,7 +75,9 @@ class GPT(nn.Module):
         )
 
         x_BTD, embedding = self._embed(tokens_BT, positions_BT)
-        x_BTD = products.to_compute(x_BTD, precision)
+        # Each device computes its own rows; without this, parameters that are split over fsdp would
+        # pull the whole batch to every device.
+        x_BTD = constrain(products.to_compute(x_BTD, precision), "batch", "length", None)
         x_BTD = nn.Dropout(c.dropout, deterministic=deterministic)(x_BTD)
         layer_caches = None if cache is None else cache.layers
         x_BTD, layer_caches = Stack(c, deterministic, name="stack")(x_BTD, context, layer_caches)
@@ -87,11 +91,11 @@ class GPT(nn.Module):
         c = self.config
         std = 0.02 if c.init == "gpt2" or c.tied else 1.0
         shape, axes = (c.vocab_size, c.embed_dim), ("vocab", "embed")
-        embedding = _param(self, "tokens", nn.initializers.normal(std), axes, shape)
+        embedding = param(self, "tokens", nn.initializers.normal(std), axes, shape)
         x_BTD = jnp.take(embedding, tokens_BT, axis=0)
         if c.positions == "learned":
             shape, axes = (c.seq_len, c.embed_dim), ("length", "embed")
-            table = _param(self, "positions", nn.initializers.normal(std / 2), axes, shape)
+            table = param(self, "positions", nn.initializers.normal(std / 2), axes, shape)
             x_BTD = x_BTD + jnp.take(table, positions_BT, axis=0)
         return x_BTD, embedding
 
@@ -101,9 +105,10 @@ class GPT(nn.Module):
             logits = products.project(x_BTD, embedding, precision, output_first=True)
         else:
             init = weight_init(c, c.embed_dim, residual=True)
-            head = _param(self, "head", init, ("embed", "vocab"), (c.embed_dim, c.vocab_size))
+            head = param(self, "head", init, ("embed", "vocab"), (c.embed_dim, c.vocab_size))
             logits = products.project(x_BTD, head, precision)
         # Always f32: the loss and sampling are sensitive to the last digits of large logits.
+        precision = dataclasses.replace(precision, output="float32")
         logits = logits.astype(jnp.float32)
         if c.logit_softcap:
             logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)

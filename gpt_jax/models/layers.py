@@ -46,7 +46,8 @@ def weight_init(config: TransformerConfig, fan_in: int, *, residual: bool = Fals
     return nn.initializers.zeros if residual else nn.initializers.normal(fan_in**-0.5)
 
 
-def _param(module: nn.Module, name: str, init, axes: tuple[str, ...], shape: tuple[int, ...]):
+def param(module: nn.Module, name: str, init, axes: tuple[str, ...], shape: tuple[int, ...]):
+    """An f32 parameter that names its logical axes."""
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
@@ -59,12 +60,12 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, rms: bool = False) -> Array:
         config, size = self.config, x.shape[-1]
-        scale = _param(self, "scale", nn.initializers.ones, (self.axis,), (size,))
+        scale = param(self, "scale", nn.initializers.ones, (self.axis,), (size,))
         if rms or config.norm == "rmsnorm":
             return normalization.rms_norm(x, scale, config.norm_eps)
         bias = None
         if config.bias:
-            bias = _param(self, "bias", nn.initializers.zeros, (self.axis,), (size,))
+            bias = param(self, "bias", nn.initializers.zeros, (self.axis,), (size,))
         return normalization.layer_norm(x, scale, bias, config.norm_eps)
 
 
@@ -84,12 +85,12 @@ class Dense(nn.Module):
         for size in self.shape[: self.num_contract]:
             fan_in *= size
         init = weight_init(self.config, fan_in, residual=self.residual)
-        w = _param(self, "kernel", init, self.axes, self.shape)
+        w = param(self, "kernel", init, self.axes, self.shape)
         precision = products.precision(self.config.dtype, self.platform)
         y = products.project(x, w, precision, self.num_contract)
         if self.config.bias:
             n = self.num_contract
-            b = _param(self, "bias", nn.initializers.zeros, self.axes[n:], self.shape[n:])
+            b = param(self, "bias", nn.initializers.zeros, self.axes[n:], self.shape[n:])
             y = y + b.astype(y.dtype)
         return y
 

@@ -165,9 +165,11 @@ def _library(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precis
     else:
         mask = None
     q, k, v = (x.astype(precision.operands) for x in (q_BTNH, k_BSKH, v_BSKH))
-    return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, scale=1.0, implementation=name
-    )
+    # f32 operands mean f32, as in products.
+    with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else "default"):
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, scale=1.0, implementation=name
+        )
 
 
 _IMPLEMENTATIONS = {

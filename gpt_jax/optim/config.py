@@ -25,7 +25,8 @@ class OptimizerConfig:
       b2: Decay of Adam's second moment.
       eps: Added to the root of Adam's second moment.
       momentum: Decay of Muon's momentum (Nesterov).
-      weight_decay: Decoupled, times the learning rate; "adam" has none.
+      weight_decay: Decoupled, times the learning rate; "adam" has none, and "muon" decays its
+        matrices alone, not embeddings and head.
       clip_norm: Largest global norm of the gradient; 0: no clipping.
     """
 

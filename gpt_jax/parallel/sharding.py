@@ -1,5 +1,6 @@
 """One table from logical axes to mesh axes, and what follows from it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -121,6 +122,7 @@ def global_batch(host_batch: dict[str, np.ndarray], rows: np.ndarray, batch_size
 def on_mesh(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn` run with the mesh in use, so that `constrain` inside it sees the mesh."""
 
+    @functools.wraps(fn)
     def wrapped(*args, **kwargs):
         with jax.set_mesh(mesh):
             return fn(*args, **kwargs)

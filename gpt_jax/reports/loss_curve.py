@@ -19,12 +19,11 @@ def draw_loss_curve(rows: list[dict[str, Any]], path: epath.PathLike, title: str
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    tokens = {row["step"]: row["train/tokens"] for row in rows if "train/tokens" in row}
     train = [(row["train/tokens"], row["train/loss"]) for row in rows if "train/loss" in row]
     held_out = [
-        (tokens[row["step"]], row["eval/validation/loss"])
+        (row["eval/tokens"], row["eval/validation/loss"])
         for row in rows
-        if "eval/validation/loss" in row and row["step"] in tokens
+        if "eval/validation/loss" in row
     ]
     figure, axes = plt.subplots(figsize=(7, 4), dpi=120, layout="constrained")
     for points, label, style in ((train, "training", "-"), (held_out, "validation", "o-")):

@@ -4,6 +4,7 @@ So scan or unrolled layers, and the optimizer's slots with them, are free to cha
 """
 
 import re
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,11 @@ def _groups(names: list[str]) -> dict[str, list[str]]:
         canonical = _LAYER.sub(r"\1layers\3", name) if found else name
         groups.setdefault(canonical, []).append((int(found[2]) if found else -1, name))
     return {canonical: [name for _, name in sorted(group)] for canonical, group in groups.items()}
+
+
+def is_canonical(names: Iterable[str]) -> bool:
+    """Whether nothing is left to stack."""
+    return not any(_LAYER.search(name) for name in names)
 
 
 def stack(tree: Tree) -> dict[str, jax.Array]:

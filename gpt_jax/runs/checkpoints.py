@@ -1,5 +1,6 @@
 """Checkpoints of a run: the one module that touches Orbax."""
 
+import os
 from typing import Any
 
 import jax
@@ -20,6 +21,17 @@ _PARAMS, _REST, _MANIFEST = "params", "rest", "manifest"
 _stack = jax.jit(canonical.stack)
 
 
+def _canonical(state: Any) -> dict[str, jax.Array]:
+    """The state's arrays in the canonical layout.
+
+    On CPU always copies: what Orbax writes in the background may otherwise be the very memory that
+    the next step is given. Elsewhere Orbax copies to the host first.
+    """
+    leaves = trees.flatten(state)
+    on_cpu = next(iter(jax.tree.leaves(state)[0].devices())).platform == "cpu"
+    return _stack(state) if on_cpu or not canonical.is_canonical(leaves) else leaves
+
+
 @jax.jit
 def _digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: digest(array) for name, array in arrays.items()}
@@ -33,7 +45,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
-        self.directory = epath.Path(directory)
+        # Orbax wants an absolute path; a URL is one.
+        path = os.fspath(directory)
+        self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=keep is not None,
@@ -42,7 +56,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
-        """Steps that are saved whole, oldest first."""
+        """Steps that are saved, oldest first; after `wait`, all of them whole."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
@@ -50,7 +64,7 @@ class Checkpoints:
 
         Returns when the arrays are copied, so that the caller may donate them.
         """
-        arrays = _stack(state)
+        arrays = _canonical(state)
         digests = jax.device_get(_digests(arrays))
         manifest = {
             "leaves": {
@@ -101,8 +115,8 @@ class Checkpoints:
         arrays = _join(restored[_PARAMS], restored[_REST])
         return self._verified(step, arrays, manifest, like), manifest
 
-    def restore_params(self, step: int, like: Tree) -> Tree:
-        """The parameters alone, of the structure and shardings of `like`; raises as `restore`."""
+    def restore_params(self, step: int, like: Tree) -> tuple[Tree, dict[str, Any]]:
+        """The parameters alone and the metadata; as `restore`."""
         manifest = self._manifest(step)
         like = {_PARAMS: like}
         target = canonical.stacked_target(like)
@@ -120,7 +134,7 @@ class Checkpoints:
             step, args=ocp.args.Composite(**{_PARAMS: ocp.args.StandardRestore(params)})
         )
         arrays = _join(restored[_PARAMS], {})
-        return self._verified(step, arrays, saved, like)[_PARAMS]
+        return self._verified(step, arrays, saved, like)[_PARAMS], manifest
 
     def wait(self) -> None:
         """Returns when the save under way is complete; raises what went wrong in it."""

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from gpt_jax.data.config import DataConfig
+from gpt_jax.data.config import MIN_VOCAB_SIZE, DataConfig
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.optim.config import OptimizerConfig
 from gpt_jax.optim.durations import Duration
@@ -23,9 +23,9 @@ class TrainConfig:
       num_microbatches: The gradient is accumulated over this many parts of a batch.
       z_loss: Weight of the z-loss (arXiv:2204.02311, which uses 1e-4).
       log_every: Steps between rows of training metrics.
-      eval_every: Between evaluations; the first is before the first step, one follows the last.
-      eval_batches: Validation batches of an evaluation while training; 0: the whole split. The
-        last evaluation always takes the whole split.
+      eval_every: Between evaluations; one follows the last step.
+      eval_batches: Validation batches (of microbatch_size) of an evaluation while training; 0: the
+        whole split. The last evaluation always takes the whole split.
       checkpoint_every: Between checkpoints; one follows the last step.
       keep: Newest checkpoints that are kept.
       sample_prompts: Texts to continue at each evaluation; "" is the beginning of a document.
@@ -66,6 +66,11 @@ class TrainConfig:
                 f"train.batch_size {self.batch_size}"
             )
 
+    @property
+    def microbatch_size(self) -> int:
+        """Sequences that go through the model at once."""
+        return self.batch_size // self.num_microbatches
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -89,6 +94,12 @@ class RunConfig:
             raise ValueError(
                 f"data.seq_len: {self.data.seq_len} is over model.seq_len {self.model.seq_len}, "
                 "the longest sequence the model takes"
+            )
+        wanted = {"bpe": self.data.vocab_size, "bytes": MIN_VOCAB_SIZE}.get(self.data.tokenizer, 0)
+        if wanted > self.model.vocab_size:
+            raise ValueError(
+                f"model.vocab_size: {self.model.vocab_size} is below the tokenizer's {wanted} "
+                f"(data.tokenizer {self.data.tokenizer!r})"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def _import_file(path: str) -> Any:
     file = pathlib.Path(path).resolve()
     if not file.is_file():
         raise ValueError(f"--config: {path!r} does not exist; give the path of a config file")
+    if file.suffix != ".py":
+        raise ValueError(f"--config: {path!r} is not a Python file with get_config(arg)")
     # Configs import `configs.common`: the folder above the outermost package-like folder.
     root = next((p.parent for p in file.parents if p.name in ("configs", "experiments")), None)
     if root is not None and str(root) not in sys.path:

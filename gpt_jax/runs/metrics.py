@@ -99,14 +99,11 @@ def require_wandb(project: str) -> None:
 class WeightsAndBiases:
     """A Weights & Biases run that goes on when the run does."""
 
-    def __init__(self, project: str, workdir: epath.PathLike, config: dict[str, Any]):
+    def __init__(self, project: str, identity: str, config: dict[str, Any]):
         import wandb
 
         # The same id when the run is continued, so that it stays one curve.
-        identity = epath.Path(workdir).name
-        self._run = wandb.init(
-            project=project, id=identity, resume="allow", dir=os.fspath(workdir), config=config
-        )
+        self._run = wandb.init(project=project, id=identity, resume="allow", config=config)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         self._run.log(values, step=step)

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+import uuid
 from typing import Any
 
 import jax
@@ -37,11 +38,11 @@ def _git(*arguments: str) -> str | None:
     folder = epath.Path(__file__).parent
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+            ["git", *arguments], cwd=folder, capture_output=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.decode(errors="replace").strip()
 
 
 def session(mesh: Mesh, start_step: int) -> dict[str, Any]:
@@ -60,11 +61,20 @@ def session(mesh: Mesh, start_step: int) -> dict[str, Any]:
     }
 
 
-def write_receipt(path: epath.PathLike, facts: dict[str, Any], new_session: dict[str, Any]) -> None:
-    """Writes the facts of the run; the sessions before this one are kept."""
+def write_receipt(
+    path: epath.PathLike, facts: dict[str, Any], new_session: dict[str, Any], *, anew: bool
+) -> dict[str, Any]:
+    """Writes the facts of the run and returns the receipt.
+
+    Unless the run begins `anew`, its id and the sessions before this one are kept.
+    """
     path = epath.Path(path)
-    sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-    write_json(path, {**facts, "sessions": [*sessions, new_session]})
+    old = {"id": uuid.uuid4().hex[:8], "sessions": []}
+    if not anew and path.exists():
+        old = json.loads(path.read_text())
+    receipt = {"id": old["id"], **facts, "sessions": [*old["sessions"], new_session]}
+    write_json(path, receipt)
+    return receipt
 
 
 def write_json(path: epath.PathLike, values: Any) -> None:

@@ -11,6 +11,7 @@ from etils import epath
 from gpt_jax.data.tokenizers import Tokenizer, load_tokenizer
 from gpt_jax.models.gpt import GPT
 from gpt_jax.parallel import sharding
+from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs.checkpoints import Checkpoints
 from gpt_jax.runs.config import RunConfig, run_config
@@ -23,11 +24,12 @@ CONFIG, RECEIPT, METRICS, TOKENIZER = (
     "metrics.jsonl",
     "tokenizer.json",
 )
-CHECKPOINTS, SAMPLES, LOSS_CURVE, EVENTS = (
+CHECKPOINTS, SAMPLES, LOSS_CURVE, EVENTS, LOCK = (
     "checkpoints",
     "samples.jsonl",
     "loss.png",
     "tensorboard",
+    ".lock",
 )
 
 
@@ -42,6 +44,7 @@ class Run:
       model: The model; `model.apply({"params": params}, ...)`.
       params: The parameters of `step`.
       step: The checkpoint that was read.
+      data_fingerprints: Of the splits it was trained and judged on.
     """
 
     workdir: epath.Path
@@ -50,6 +53,7 @@ class Run:
     model: GPT
     params: Tree
     step: int
+    data_fingerprints: dict[str, str]
 
 
 def read_config(workdir: epath.PathLike) -> RunConfig:
@@ -85,7 +89,7 @@ def open_run(workdir: epath.PathLike, step: int | None = None, **model_overrides
         raise ValueError(f"--run: {str(workdir)!r} has no checkpoint yet")
     step = steps[-1] if step is None else step
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model_overrides))
-    mesh = make_mesh(dataclasses.replace(config.mesh, data=-1, fsdp=1, tensor=1))
+    mesh = make_mesh(MeshConfig())
     model = GPT(config.model, mesh.devices.flat[0].platform)
     boxed = abstract_params(model)
     like = jax.tree.map(
@@ -93,7 +97,9 @@ def open_run(workdir: epath.PathLike, step: int | None = None, **model_overrides
         nn.unbox(boxed),
         sharding.param_shardings(boxed, mesh),
     )
-    params = checkpoints.restore_params(step, like)
-    checkpoints.close()
+    try:
+        params, manifest = checkpoints.restore_params(step, like)
+    finally:
+        checkpoints.close()
     tokenizer = load_tokenizer(workdir / TOKENIZER, config.data.eos_token)
-    return Run(workdir, config, tokenizer, model, params, step)
+    return Run(workdir, config, tokenizer, model, params, step, manifest["data"])

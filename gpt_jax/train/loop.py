@@ -1,5 +1,6 @@
 """The loop: evaluate -> checkpoint -> next batch -> step -> log."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -91,9 +92,9 @@ class _Loop:
             self._sinks.append(metrics.TensorBoard(t.workdir / layout.EVENTS, resume))
         if config.wandb:
             values = t.config.to_dict()
-            self._sinks.append(metrics.WeightsAndBiases(config.wandb, t.workdir, values))
+            self._sinks.append(metrics.WeightsAndBiases(config.wandb, t.identity, values))
         self._validation = Validation(
-            t.model, causal_lm, t.data, config.batch_size, t.mesh, config.eval_batches
+            t.model, causal_lm, t.data, config.microbatch_size, t.mesh, config.eval_batches
         )
         self._samples = Samples(
             t.workdir / layout.SAMPLES, resume, t.model, t.data.tokenizer, t.config
@@ -103,8 +104,8 @@ class _Loop:
         self._stopwatch = _Stopwatch()
         self._rated = False  # whether the compilation is behind us
         flops = counts.flops_per_token(t.config.model, t.config.data.seq_len)
-        peak = counts.peak_flops(jax.devices()[0].device_kind)
-        self._flops_share = flops / (peak * jax.device_count()) if peak else None
+        peak = counts.peak_flops(t.mesh.devices.flat[0].device_kind)
+        self._flops_share = flops / (peak * t.mesh.size) if peak else None
 
     def run(self, interrupts: Interrupts) -> int:
         t = self._training
@@ -119,10 +120,10 @@ class _Loop:
             fresh = step > t.start  # what was due at the step resumed from has been done
             if fresh and (step % self._eval_every == 0 or step == t.total):
                 self._evaluate(step)
-            due = step % self._save_every == 0 or step == t.total or interrupts.requested
-            if fresh and due:
+            stop = interrupts.requested  # read once: a signal that comes later waits a step
+            if fresh and (step % self._save_every == 0 or step == t.total or stop):
                 self._save(step)
-            if step == t.total or interrupts.requested:
+            if step == t.total or stop:
                 break
             _, batch = next(batches)
             arrays = sharding.global_batch(batch, local, config.batch_size, t.mesh)
@@ -134,7 +135,7 @@ class _Loop:
             # By the step alone: a run that was interrupted has the rows of one that was not.
             if step % config.log_every == 0 or step in (1, t.total):
                 self._pending = _Pending(step, values)
-        return self._finish(step, interrupts.requested)
+        return self._finish(step, stop)
 
     def _flush(self) -> None:
         """Reads the metrics of a step when the next one is under way, and writes their row."""
@@ -165,6 +166,7 @@ class _Loop:
         t = self._training
         index = step + int(t.state.index) - int(t.state.step)
         rows = global_rows(t.config.seed, len(t.data.train), t.config.train.batch_size, index)
+        t.checkpoints.wait()  # a step is good when all of it is saved
         steps = t.checkpoints.steps()
         good = f"the last good checkpoint is {steps[-1]}" if steps else "no checkpoint was saved"
         return (
@@ -173,11 +175,12 @@ class _Loop:
         )
 
     def _evaluate(self, step: int) -> None:
-        self._stopwatch.pause()
         self._flush()
+        self._stopwatch.pause()
         t = self._training
         result = self._validation.run(t.state.params, whole=step == t.total)
-        self._write(step, {f"eval/validation/{name}": value for name, value in result.items()})
+        row = {f"eval/validation/{name}": value for name, value in result.items()}
+        self._write(step, {**row, "eval/tokens": step * t.clock.tokens_per_step})
         figures = f"validation: loss {result['loss']:.4f}  perplexity {result['perplexity']:.2f}"
         if "bits_per_byte" in result:
             figures += f"  bits/byte {result['bits_per_byte']:.4f}"
@@ -188,15 +191,15 @@ class _Loop:
         self._stopwatch.resume()
 
     def _save(self, step: int) -> None:
-        self._stopwatch.pause()
         self._flush()
+        self._stopwatch.pause()
         # Rows up to here are on disk before the checkpoint that would go on from here.
         self._log.sync()
         t = self._training
         first_nonfinite = int(t.state.flags["first_nonfinite"])
         if first_nonfinite >= 0:
             raise NonFiniteError(self._nonfinite_message(first_nonfinite))
-        metadata = {"data_fingerprint": t.data.fingerprint, "config": t.config.to_dict()}
+        metadata = {"data": t.data.fingerprints(), "config": t.config.to_dict()}
         t.checkpoints.save(step, t.state, metadata)
         self._stopwatch.resume()
 
@@ -221,8 +224,7 @@ class _Loop:
         return max(1, Duration.parse(f"train.{field}", value).steps(self._training.clock))
 
     def close(self) -> None:
-        self._progress.close()
-        self._samples.close()
-        for sink in self._sinks:
-            sink.close()
-        self._training.checkpoints.close()
+        with contextlib.ExitStack() as closing:  # whatever one of them raises, all are closed
+            t = self._training
+            for part in (t.lock, self._progress, self._samples, *self._sinks, t.checkpoints):
+                closing.callback(part.close)  # called from the last to the first

@@ -1,10 +1,11 @@
 """From a config and a work directory to everything that the loop needs."""
 
 import dataclasses
+import fcntl
 import functools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import jax
 from etils import epath
@@ -57,6 +58,8 @@ class Training:
       learning_rate: By step.
       step: (state, global batch) -> (state, metrics): jitted, sharded, donates the state.
       checkpoints: Where states are saved.
+      identity: A name that no other run has, the same whenever this one is continued.
+      lock: Keeps other processes out of the run while it is open.
     """
 
     config: RunConfig
@@ -71,6 +74,8 @@ class Training:
     learning_rate: Callable
     step: Callable
     checkpoints: Checkpoints
+    identity: str
+    lock: IO[str]
 
     def summary(self) -> str:
         """What is about to run, in two lines."""
@@ -99,12 +104,14 @@ def check_workdir(workdir: epath.Path, config: RunConfig) -> bool:
     path = workdir / layout.CONFIG
     if not path.exists():
         # A run that was killed as it began has its tokenizer, but no config yet.
-        ours = {layout.TOKENIZER, f"{layout.CONFIG}.partial"}
+        ours = {layout.LOCK, layout.TOKENIZER, f"{layout.CONFIG}.partial"}
         if {entry.name for entry in workdir.iterdir()} - ours:
             raise ValueError(
                 f"--workdir: {str(workdir)!r} holds other files and no run; give a new folder"
             )
         return False
+    if not _saved_steps(workdir):
+        return False  # nothing was trained: the config may be mended and the run begun again
     old = flatten(run_config(json.loads(path.read_text())).to_dict())
     for name, value in flatten(config.to_dict()).items():
         if name not in _MAY_CHANGE and old[name] != value:
@@ -113,6 +120,43 @@ def check_workdir(workdir: epath.Path, config: RunConfig) -> bool:
                 f"{old[name]!r}; give another --workdir to train anew"
             )
     return True
+
+
+def _saved_steps(workdir: epath.Path) -> bool:
+    folder = workdir / layout.CHECKPOINTS
+    return folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
+def _lock(workdir: epath.Path) -> IO[str]:
+    """Keeps others out of the run as long as the file is open."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = open(workdir / layout.LOCK, "a")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"--workdir: {str(workdir)!r} is in use by another process") from None
+    return file
+
+
+def _check_model(config: RunConfig, data: PreparedData, mesh: Mesh) -> None:
+    platform = mesh.devices.flat[0].platform
+    if config.model.attention == "cudnn" and (platform, config.model.dtype) != ("gpu", "bfloat16"):
+        raise ValueError(
+            f"model.attention: 'cudnn' needs a GPU and model.dtype bfloat16, not {platform} and "
+            f"{config.model.dtype}"
+        )
+    if data.tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"model.vocab_size: {config.model.vocab_size} is below the tokenizer's "
+            f"{data.tokenizer.vocab_size} (data.tokenizer {config.data.tokenizer!r})"
+        )
+    for prompt in config.train.sample_prompts:
+        length = 1 + len(data.tokenizer.encode(prompt))
+        if length >= config.model.seq_len:
+            raise ValueError(
+                f"train.sample_prompts: {prompt[:40]!r} is {length} tokens, which leaves no place "
+                f"in the model's context of {config.model.seq_len}"
+            )
 
 
 def set_up(
@@ -142,19 +186,16 @@ def set_up(
     mesh = make_mesh(config.mesh, devices)
     sharding.check_batch_size(config.train.batch_size, config.train.num_microbatches, mesh)
     kept = workdir / layout.TOKENIZER
-    tokenizer = load_tokenizer(kept, config.data.eos_token) if kept.exists() else None
+    tokenizer = load_tokenizer(kept, config.data.eos_token) if resuming else None
     data = prepare(config.data, cache_dir, tokenizer)
-    if data.tokenizer.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"model.vocab_size: {config.model.vocab_size} is below the tokenizer's "
-            f"{data.tokenizer.vocab_size} (data.tokenizer {config.data.tokenizer!r})"
-        )
+    _check_model(config, data, mesh)
     clock, total = _clock(config, data)
     model = GPT(config.model, mesh.devices.flat[0].platform)
     optimizer = make_optimizer(config.optimizer, clock)
     init = make_init(model, optimizer, config.seed)
     where = shardings(model, init, mesh)
 
+    lock = _lock(workdir)
     if not resuming:
         _write_run(workdir, config, data)
     checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, keep=config.train.keep)
@@ -166,7 +207,7 @@ def set_up(
         )
     # A run that goes on longer than first planned is now this config's run.
     write_json(workdir / layout.CONFIG, config.to_dict())
-    _write_receipt(workdir, config, data, state, session(mesh, start), total)
+    receipt = _write_receipt(workdir, config, data, state, session(mesh, start), total, resuming)
 
     step = functools.partial(
         train_step,
@@ -195,6 +236,8 @@ def set_up(
         learning_rate=learning_rate(config.optimizer, clock),
         step=sharding.on_mesh(mesh, jitted),
         checkpoints=checkpoints,
+        identity=f"{workdir.name}-{receipt['id']}",
+        lock=lock,
     )
 
 
@@ -206,7 +249,6 @@ def _clock(config: RunConfig, data: PreparedData) -> tuple[Clock, int]:
 
 
 def _write_run(workdir: epath.Path, config: RunConfig, data: PreparedData) -> None:
-    workdir.mkdir(parents=True, exist_ok=True)
     # The tokenizer first: config.json is what makes the folder a run.
     data.tokenizer.save(workdir / layout.TOKENIZER)
     write_json(workdir / layout.CONFIG, config.to_dict())
@@ -222,11 +264,7 @@ def _first_state(checkpoints: Checkpoints, init, where, mesh: Mesh, data: Prepar
         where,
     )
     state, manifest = checkpoints.restore(steps[-1], like)
-    if manifest["data_fingerprint"] != data.fingerprint:
-        raise ValueError(
-            f"data: the corpus has fingerprint {data.fingerprint}, but checkpoint {steps[-1]} was "
-            f"trained on {manifest['data_fingerprint']}; the text or the tokenizer has changed"
-        )
+    data.check_fingerprints(manifest["data"])
     return state, steps[-1]
 
 
@@ -237,7 +275,8 @@ def _write_receipt(
     state: TrainState,
     new_session: dict[str, Any],
     total: int,
-) -> None:
+    resuming: bool,
+) -> dict[str, Any]:
     facts = {
         "data": data.description,
         "num_parameters": trees.num_elements(state.params),
@@ -245,4 +284,4 @@ def _write_receipt(
         "steps": total,
         "tokens": total * config.train.batch_size * config.data.seq_len,
     }
-    write_receipt(workdir / layout.RECEIPT, facts, new_session)
+    return write_receipt(workdir / layout.RECEIPT, facts, new_session, anew=not resuming)

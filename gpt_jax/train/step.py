@@ -76,9 +76,10 @@ def train_step(
             return jax.tree.map(jnp.add, carry, grad_fn(state.params, microbatch, number)), None
 
         parts = _microbatches(batch, num_microbatches)
-        first = grad_fn(state.params, jax.tree.map(lambda x: x[0], parts), 0)
-        rest = jax.tree.map(lambda x: x[1:], parts)
-        (grads, means), _ = jax.lax.scan(accumulate, first, (jnp.arange(1, num_microbatches), rest))
+        part = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(grad_fn, state.params, part, 0)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (grads, means), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(num_microbatches), parts))
 
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(means["loss"])
