@@ -22,6 +22,8 @@ def start() -> None:
     A second start compiles nothing. What libraries would write elsewhere (matplotlib's list of
     fonts) goes to the cache folder too.
     """
+    # Before JAX makes its first thread: threads bring arenas of their own, which stay. So it cannot
+    # wait until the platform is known; on an accelerator's host it only keeps what is loaded.
     keep_freed_memory()
     os.environ.setdefault("MPLCONFIGDIR", os.fspath(cache_dir() / "matplotlib"))
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache_dir() / "xla"))
