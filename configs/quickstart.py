@@ -2,7 +2,7 @@
 
 Question: does it all work here, and what does a small model reach in two minutes?
 Hardware: 2 CPU cores.
-Expected: see the README's table.
+Expected: 1.71 bits a byte on held-out modules; the loss starts at ln 2048 = 7.62.
 
   gpt-jax train --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -45,7 +45,7 @@ def get_config(argument=None):
     config.train = ConfigDict()
     config.train.batch_size = 8
     config.train.duration = "320 steps"
-    config.train.eval_every = config.train.checkpoint_every = "50%"
+    config.train.eval_every = config.train.checkpoint_every = "25%"
 
     config.mesh = ConfigDict()
     config.mesh.data = -1

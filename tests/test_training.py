@@ -205,7 +205,8 @@ def test_killed_at_thirty_moments(uninterrupted, tmp_path, corpus, cache_dir):
     while True:
         process = start(workdir, corpus, cache_dir)
         try:
-            output, _ = process.communicate(timeout=float(rng.uniform(4, 14)))
+            # Longer and longer, so that it comes to an end.
+            output, _ = process.communicate(timeout=float(rng.uniform(2, 4 + kills)))
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
