@@ -161,12 +161,12 @@ def test_dropout_needs_its_key_and_changes_the_output():
     np.testing.assert_array_equal(run(0, True), run(1, True))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
 def test_every_attention_may_be_configured():
     for name in attention.IMPLEMENTATIONS:
         dataclasses.replace(OURS, attention=name)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
 def test_counts_are_those_of_the_parameters(name):
     config = CONFIGS[name]
     shapes = nn.unbox(jax.eval_shape(GPT(config).init, jax.random.key(0), tokens(1, 1)))["params"]

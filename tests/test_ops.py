@@ -22,10 +22,17 @@ def _random(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def _value_and_grads(fn, *arrays):
-    """The output and, for a fixed random cotangent, the gradients of all arrays."""
-    out, pull = jax.vjp(fn, *arrays)
-    (g,) = _random(9, out.shape)
-    return out, *pull(g.astype(out.dtype))
+    """The output and, for a fixed random cotangent, the gradients of all arrays.
+
+    The cotangent is an argument as in training: XLA folds a constant into other products.
+    """
+    (g,) = _random(9, jax.eval_shape(fn, *arrays).shape)
+
+    def value_and_grads(g, *arrays):
+        out, pull = jax.vjp(fn, *arrays)
+        return out, *pull(g.astype(out.dtype))
+
+    return jax.jit(value_and_grads)(g, *arrays)
 
 
 def _assert_close(got, wanted, tolerance):
@@ -59,7 +66,7 @@ def test_project(precision, x_shape, w_shape, num_contract, output_first):
     fast = functools.partial(
         products.project, precision=precision, num_contract=num_contract, output_first=output_first
     )
-    got = jax.jit(lambda *a: _value_and_grads(fast, *a))(x, w)
+    got = _value_and_grads(fast, x, w)
     _assert_close(got, _value_and_grads(reference, x, w), tolerance)
     assert got[2].dtype == jnp.float32
 
@@ -95,7 +102,7 @@ def test_causal_attention(implementation, precision, segments, shape):
         attention.attention, precision=precision, segment_ids_BT=ids_BT,
         implementation=implementation,
     )  # fmt: skip
-    got = jax.jit(lambda *a: _value_and_grads(fast, *a))(q, k, v)
+    got = _value_and_grads(fast, q, k, v)
     reference = functools.partial(_reference_attention, mask_BTS=mask_BTS)
     _assert_close(got, _value_and_grads(reference, q, k, v), tolerance)
 
