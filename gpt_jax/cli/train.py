@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gpt_jax.data.sources import find_files
     from gpt_jax.runs.config import run_config
     from gpt_jax.runs.config_file import load_config
 
@@ -28,7 +29,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise ValueError(f"--workdir: {arguments.workdir!r} is not a folder of this machine")
     workdir = pathlib.Path(arguments.workdir or _default_workdir(arguments.config)).absolute()
 
-    # JAX starts here: whatever a config alone can get wrong has been refused by now.
+    if config.data.path:
+        find_files(config.data.path, config.data.pattern)  # whether there is anything to read
+
+    # JAX starts here: what can be known without it has been refused by now.
     from gpt_jax.parallel.startup import cache_dir, start
     from gpt_jax.train.loop import fit
     from gpt_jax.train.setup import set_up
