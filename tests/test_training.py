@@ -53,11 +53,15 @@ def start(workdir, corpus, cache_dir):
 
 
 def signal_at(process, workdir, step, number):
-    """Sends the signal once the run has written the row of a step, wherever it then is."""
-    deadline = time.monotonic() + 300
+    """Sends the signal once the run has written the row of a step, wherever it then is.
+
+    Rows that an earlier process left do not count: on starting, the file is replaced.
+    """
+    deadline, path = time.monotonic() + 300, workdir / "metrics.jsonl"
+    left = path.stat().st_ino if path.exists() else None
     while time.monotonic() < deadline and process.poll() is None:
-        path = workdir / "metrics.jsonl"
-        if path.exists() and any(row["step"] >= step for row in read_rows(path)):
+        started = path.exists() and path.stat().st_ino != left
+        if started and any(row["step"] >= step for row in read_rows(path)):
             process.send_signal(number)
             break
         time.sleep(0.001)
@@ -96,7 +100,9 @@ def test_killed_and_interrupted_equals_uninterrupted(uninterrupted, tmp_path, co
     ours, theirs = (trees.flatten(open_run(d).params) for d in (workdir, uninterrupted))
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=f"{seed} {name}")
-    assert len(json.loads((workdir / "receipt.json").read_text())["sessions"]) == 3
+    # A process that was killed before its first checkpoint left nothing that this run came from.
+    sessions = json.loads((workdir / "receipt.json").read_text())["sessions"]
+    assert len(sessions) in (2, 3)
 
 
 def test_a_run_explains_itself(uninterrupted):
