@@ -14,7 +14,7 @@ from gpt_jax.decode import loop
 from gpt_jax.decode.generate import Decoder
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer
 
 # The last 9 rows of the embedding only pad it.
 VOCAB_SIZE, PADDED_VOCAB_SIZE, SEQ_LEN = 31, 40, 32
@@ -33,7 +33,9 @@ PROMPTS = [[3], [5, 1, 4, 1, 5, 9, 2, 6, 5], [30, 29, 28], list(range(20))]
 @functools.cache
 def params_for(config: TransformerConfig):
     """Parameters that make unequal logits: activations of order 1, no parameter at 0 or 1."""
-    boxed = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    boxed = jax.eval_shape(
+        Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+    )
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -48,7 +50,9 @@ def params_for(config: TransformerConfig):
 @functools.cache
 def forward(config: TransformerConfig):
     """f(ids) -> logits of the whole sequence without a cache, one compiled size for all."""
-    apply = jax.jit(lambda tokens_BT: GPT(config).apply({"params": params_for(config)}, tokens_BT))
+    apply = jax.jit(
+        lambda tokens_BT: Transformer(config).apply({"params": params_for(config)}, tokens_BT)
+    )
 
     def logits_TV(ids):
         padded_T = np.zeros(SEQ_LEN, np.int32)
@@ -59,7 +63,7 @@ def forward(config: TransformerConfig):
 
 
 def decoder_for(config=CONFIG, eos_id=None):
-    return Decoder(GPT(config), params_for(config), vocab_size=VOCAB_SIZE, eos_id=eos_id)
+    return Decoder(Transformer(config), params_for(config), vocab_size=VOCAB_SIZE, eos_id=eos_id)
 
 
 def run(decoder, prompts, num_steps=16, **values):
@@ -80,9 +84,11 @@ def run(decoder, prompts, num_steps=16, **values):
 def test_every_position_with_a_cache_gives_the_logits_of_the_whole_forward(config):
     params, tokens_BT = params_for(config), np.random.default_rng(1).integers(0, 31, (3, SEQ_LEN))
     lengths_B = np.array([1, 7, 13], np.int32)
-    cache = loop.prefill(GPT(config), params, tokens_BT[:, :16])
+    cache = loop.prefill(Transformer(config), params, tokens_BT[:, :16])
     cache = loop.spread(cache, np.arange(3), lengths_B, length=SEQ_LEN)
-    step = jax.jit(lambda tokens, cache: GPT(config).apply({"params": params}, tokens, cache=cache))
+    step = jax.jit(
+        lambda tokens, cache: Transformer(config).apply({"params": params}, tokens, cache=cache)
+    )
     expected_BTV = np.stack([forward(config)(row_T) for row_T in tokens_BT])
     rows_B = np.arange(3)
     for offset in range(SEQ_LEN - lengths_B.max()):
@@ -124,7 +130,7 @@ def test_no_padding_id_is_ever_drawn():
         lambda path, leaf: leaf * 0 if path == "head" else leaf, params_for(CONFIG)
     )
     # With equal logits every fourth draw or so would be one of the padding's.
-    decoder = Decoder(GPT(CONFIG), params, vocab_size=VOCAB_SIZE)
+    decoder = Decoder(Transformer(CONFIG), params, vocab_size=VOCAB_SIZE)
     ids, logprobs = run(decoder, PROMPTS[:1], n=4, max_tokens=31, top_k=99)
     drawn = {token_id for row in ids for token_id in row}
     assert max(drawn) < VOCAB_SIZE and len(drawn) > 25
@@ -178,13 +184,13 @@ def test_prompts_that_cannot_be_continued_are_refused():
     with pytest.raises(ValueError, match="prompt: 31 is not an id from 0 to 30"):
         decoder.start([[1, 31]], SamplingParams())
     with pytest.raises(ValueError, match="vocab_size: 41 is not at most the model's 40"):
-        Decoder(GPT(CONFIG), params_for(CONFIG), vocab_size=41)
+        Decoder(Transformer(CONFIG), params_for(CONFIG), vocab_size=41)
     ids, _ = run(decoder, [[1] * 31] * 4, max_tokens=5, top_p=0.9)
     assert [len(row) for row in ids] == [1] * 4
 
 
 def test_bfloat16_models_decode_in_float32_on_cpu():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
-    decoder = Decoder(GPT(config, platform="cpu"), params_for(config))
+    decoder = Decoder(Transformer(config, platform="cpu"), params_for(config))
     assert decoder.model.config.dtype == "float32"
-    assert Decoder(GPT(config, platform="gpu"), {}).model.config.dtype == "bfloat16"
+    assert Decoder(Transformer(config, platform="gpu"), {}).model.config.dtype == "bfloat16"

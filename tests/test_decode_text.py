@@ -13,7 +13,7 @@ from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.decode.stopping import StopStrings
 from gpt_jax.decode.text import Generator, Piece
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer
 
 TOKENIZER = byte_tokenizer()
 
@@ -152,7 +152,7 @@ def generator():
     config = TransformerConfig(
         vocab_size=288, seq_len=32, num_layers=1, embed_dim=16, num_heads=2, init="gpt2"
     )
-    model = GPT(config)
+    model = Transformer(config)
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -195,4 +195,4 @@ def test_a_prompt_longer_than_the_context_is_refused_at_the_call(generator):
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused():
     config = TransformerConfig(vocab_size=256, seq_len=32, num_layers=1, embed_dim=8, num_heads=1)
     with pytest.raises(ValueError, match="vocab_size: 257 is not at most the model's 256"):
-        Generator(GPT(config), {}, TOKENIZER)
+        Generator(Transformer(config), {}, TOKENIZER)

@@ -15,7 +15,7 @@ from gpt_jax.decode.generate import Decoder
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.models import layers
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer
 
 # Of the logits, which are of order 10. The noise is 9e-6; the smallest mistake below, another
 # epsilon of the norms, makes 7e-4.
@@ -57,7 +57,9 @@ def config_for(size, **changes):
 
 def params_for(config, weights):
     """Our parameters of Hugging Face's weights; every weight must be used."""
-    boxed = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    boxed = jax.eval_shape(
+        Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+    )
     used = set()
 
     def hf(name, part):
@@ -79,7 +81,7 @@ def params_for(config, weights):
 
 @functools.partial(jax.jit, static_argnames="config")
 def logits(config, params, ids_T):
-    return GPT(config).apply({"params": params}, ids_T[None])[0]
+    return Transformer(config).apply({"params": params}, ids_T[None])[0]
 
 
 @functools.cache
@@ -157,7 +159,7 @@ def test_mistakes_in_the_architecture_show(monkeypatch):
 def test_greedy_tokens_are_those_of_hugging_face():
     config = config_for(fixture.SMALL)
     ids, start = expected()["greedy"].tolist(), int(expected()["prompt_length"])
-    decoder = Decoder(GPT(config), params_for(config, made()))
+    decoder = Decoder(Transformer(config), params_for(config, made()))
     decoding = decoder.start([ids[:start]], SamplingParams(temperature=0.0, max_tokens=64))
     ours = []
     while not decoding.done.all():

@@ -11,7 +11,7 @@ import pytest
 
 from gpt_jax import trees
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer
 from gpt_jax.objectives.causal_lm import causal_lm
 from gpt_jax.ops import attention
 from gpt_jax.runs import canonical
@@ -33,7 +33,7 @@ CONFIGS = {"ours": OURS, "gpt2": GPT2, "other": OTHER}
 
 def make(config, seed=0):
     """A model and parameters that are nowhere zero, so that every path counts."""
-    model, rng = GPT(config), np.random.default_rng(seed)
+    model, rng = Transformer(config), np.random.default_rng(seed)
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens(1, 1)))["params"]
 
     def draw(name, leaf):
@@ -169,7 +169,9 @@ def test_every_attention_may_be_configured():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_counts_are_those_of_the_parameters(name):
     config = CONFIGS[name]
-    shapes = nn.unbox(jax.eval_shape(GPT(config).init, jax.random.key(0), tokens(1, 1)))["params"]
+    shapes = nn.unbox(jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens(1, 1)))[
+        "params"
+    ]
     assert counts.num_parameters(config) == trees.num_elements(shapes)
 
 
@@ -190,7 +192,7 @@ def test_flops_are_those_of_the_compiled_products():
         ("num_heads", 3, "embed_dim 16"),
         ("num_kv_heads", 3, "num_heads 4"),
         ("num_layers", 0, "at least 1"),
-        ("activation", "relu", "swiglu"),
+        ("activation", "tanh", "swiglu"),
         ("positions", "alibi", "rotary"),
         ("norm", "batchnorm", "rmsnorm"),
         ("dropout", 1.0, "[0, 1)"),

@@ -11,7 +11,7 @@ import pytest
 
 from gpt_jax import trees
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer
 from gpt_jax.objectives.causal_lm import causal_lm
 from gpt_jax.ops.losses import cross_entropy, is_argmax
 from gpt_jax.optim.config import OptimizerConfig
@@ -47,7 +47,7 @@ def batches(number, batch_size=8, seed=0):
 
 def set_up(config=CONFIG, optimizer="adamw", mesh=None, microbatches=1, **optimizer_values):
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    model = GPT(config, "cpu")
+    model = Transformer(config, "cpu")
     transform = make_optimizer(OptimizerConfig(name=optimizer, **optimizer_values), CLOCK)
     init = make_init(model, transform, 0)
     where = shardings(model, init, mesh)

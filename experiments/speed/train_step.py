@@ -61,7 +61,7 @@ def make_ours(shape: Shape, dtype: str):
     import jax.numpy as jnp
 
     from gpt_jax.models.config import TransformerConfig
-    from gpt_jax.models.gpt import GPT
+    from gpt_jax.models.transformer import Transformer
     from gpt_jax.objectives.causal_lm import causal_lm
     from gpt_jax.optim.durations import Clock
     from gpt_jax.optim.optimizers import OptimizerConfig, make_optimizer
@@ -73,7 +73,7 @@ def make_ours(shape: Shape, dtype: str):
         num_heads=shape.N, positions="learned", norm="layernorm", norm_eps=1e-5, activation="gelu",
         bias=True, tied=True, qk_norm=False, init="gpt2", dtype=dtype,
     )  # fmt: skip
-    model = GPT(config)
+    model = Transformer(config)
     clock = Clock(tokens_per_step=shape.B * shape.T, tokens_per_epoch=10**6, total_steps=1000)
     optimizer = make_optimizer(OptimizerConfig(name="adamw", clip_norm=1.0), clock)
     state = jax.jit(make_init(model, optimizer, 0))()

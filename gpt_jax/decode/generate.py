@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt_jax.decode import loop
 from gpt_jax.decode.sampling_params import SamplingParams
-from gpt_jax.models.gpt import GPT, Cache, make_cache
+from gpt_jax.models.transformer import Cache, Transformer, make_cache
 from gpt_jax.ops import sampling
 from gpt_jax.types import Tree
 
@@ -30,11 +30,11 @@ class Decoder:
     """
 
     def __init__(
-        self, model: GPT, params: Tree, *, vocab_size: int | None = None, eos_id: int | None = None
+        self, model: Transformer, params: Tree, *, vocab_size: int | None = None, eos_id: int | None = None
     ):
         """
         Args:
-          model: The GPT.
+          model: The Transformer.
           params: Its parameters, without Flax's boxes.
           vocab_size: Ids from here on are never generated; None: the model's.
           eos_id: The id that ends a text; None: none does.

@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.models.gpt import GPT, Cache, make_cache
+from gpt_jax.models.transformer import Cache, Transformer, make_cache
 from gpt_jax.ops import sampling
 from gpt_jax.types import Array, Tree
 
@@ -52,7 +52,7 @@ def row_keys(seeds_B: Array, samples_B: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def prefill(model: GPT, params: Tree, tokens_BT: Array) -> Cache:
+def prefill(model: Transformer, params: Tree, tokens_BT: Array) -> Cache:
     """A cache of T places that holds tokens_BT, right-padded prompts.
 
     Its index is T in every row: who knows the true lengths sets it, and what stands behind them
@@ -85,7 +85,7 @@ def spread(cache: Cache, rows_B: Array, lengths_B: Array, *, length: int) -> Cac
     donate_argnames=("state",),
 )
 def decode(
-    model: GPT,
+    model: Transformer,
     params: Tree,
     state: DecodeState,
     rows: RowParams,
@@ -100,7 +100,7 @@ def decode(
     """Up to num_steps tokens for each row; ends early when all rows are done.
 
     Args:
-      model: The GPT.
+      model: The Transformer.
       params: Its parameters.
       state: Donated.
       rows: What is fixed for each row.

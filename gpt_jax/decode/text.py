@@ -8,7 +8,7 @@ from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.decode.generate import MAX_STEPS, Decoder, Decoding
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.decode.stopping import StopStrings
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer
 from gpt_jax.types import Tree
 
 
@@ -50,10 +50,10 @@ class Completion:
 class Generator:
     """Continues texts with a model and its tokenizer."""
 
-    def __init__(self, model: GPT, params: Tree, tokenizer: Tokenizer):
+    def __init__(self, model: Transformer, params: Tree, tokenizer: Tokenizer):
         """
         Args:
-          model: The GPT.
+          model: The Transformer.
           params: Its parameters, without Flax's boxes.
           tokenizer: Ids that only the model has are never generated.
 

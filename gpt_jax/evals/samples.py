@@ -5,7 +5,7 @@ from etils import epath
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.decode.text import Generator
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer
 from gpt_jax.runs.config import RunConfig
 from gpt_jax.runs.metrics import MetricsLog
 from gpt_jax.types import Tree
@@ -29,7 +29,7 @@ class Samples:
         self,
         path: epath.PathLike,
         resume_step: int | None,
-        model: GPT,
+        model: Transformer,
         tokenizer: Tokenizer,
         config: RunConfig,
     ):

@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gpt_jax.data.pipeline import PreparedData, evaluation_batches
-from gpt_jax.models.gpt import GPT, forward
+from gpt_jax.models.transformer import Transformer, forward
 from gpt_jax.parallel import sharding
 from gpt_jax.types import Array, Batch, Tree
 
 
 def eval_step(
-    params: Tree, batch: Batch, token_bytes: Array, *, model: GPT, objective: Callable
+    params: Tree, batch: Batch, token_bytes: Array, *, model: Transformer, objective: Callable
 ) -> dict[str, Array]:
     """The objective's sums over a batch, `num_targets`, and `num_bytes` of them; no dropout."""
     _, sums = objective(forward(model, params, batch), batch)
@@ -39,7 +39,7 @@ class Validation:
 
     def __init__(
         self,
-        model: GPT,
+        model: Transformer,
         objective: Callable,
         data: PreparedData,
         batch_size: int,

@@ -3,9 +3,13 @@
 import dataclasses
 
 _CHOICES = {
-    "positions": ("learned", "rotary"),
+    "family": ("decoder", "encoder", "encoder_decoder"),
+    "head": ("lm", "mlm", "sequence", "tokens", "span", "none"),
+    "pool": ("pooler", "first", "last", "mean"),
+    "positions": ("learned", "rotary", "sinusoidal", "relative", "none"),
     "norm": ("layernorm", "rmsnorm"),
-    "activation": ("gelu", "swiglu", "relu2"),
+    "norm_order": ("pre", "post"),
+    "activation": ("gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu"),
     "init": ("gpt2", "fan_in"),
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16"),
@@ -15,25 +19,45 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """A decoder-only Transformer by arguments.
+    """A Transformer by arguments: Transformer, BERT, T5 and the original one are values of them.
 
     Attributes:
+      family: "decoder" (causal), "encoder" (bidirectional) or "encoder_decoder"
+        (arXiv:1706.03762).
+      head: What the last layer's outputs become: "lm" (next token), "mlm" (BERT's: a dense layer,
+        a norm, the tied embedding and a bias), "sequence" (classes of a row, or one number),
+        "tokens" (classes of each token), "span" (start and end), "none" (the outputs themselves).
+      num_classes: C of the heads "sequence" (1 for a regression) and "tokens".
+      pool: What the head "sequence" reads: "pooler" (BERT's dense layer and tanh on the first
+        token), the "first" or "last" token, or the "mean" of all.
       vocab_size: V, rows of the token embedding and columns of the head.
       seq_len: Longest sequence; the size of the table of learned positions.
-      num_layers: L.
+      num_layers: L; of the decoder where there are two stacks.
+      num_encoder_layers: Of an encoder_decoder's encoder; 0: num_layers.
       embed_dim: D, model width.
       num_heads: N, query heads.
       num_kv_heads: K, key/value heads (arXiv:2305.13245); 0: as many as query heads.
       head_dim: H; 0: embed_dim / num_heads.
       mlp_dim: F; 0: 4 * embed_dim.
-      positions: "learned" or "rotary" (arXiv:2104.09864).
+      positions: "learned", "rotary" (arXiv:2104.09864), "sinusoidal" (arXiv:1706.03762),
+        "relative" (T5's bias by bucket of distance, arXiv:1910.10683) or "none".
       rope_theta: Base of the rotary frequencies.
-      norm: "layernorm" or "rmsnorm", before each sublayer and before the head.
+      relative_buckets: Of the relative bias.
+      relative_max_distance: Where its last bucket begins.
+      norm: "layernorm" or "rmsnorm".
+      norm_order: "pre": before each sublayer and before the head; "post": after each residual
+        addition, as in the original Transformer and in BERT.
       norm_eps: Added to the variance.
-      activation: "gelu" (tanh form, as GPT-2), "swiglu" (arXiv:2002.05202) or "relu2"
-        (arXiv:2109.08668).
+      embed_norm: A norm after the embedding.
+      num_token_types: Rows of an embedding added by `token_types`; 0: none.
+      activation: "gelu" (tanh form, as GPT-2), "gelu_exact" (BERT), "relu", "relu2"
+        (arXiv:2109.08668), "swiglu" or "geglu" (arXiv:2002.05202; the tanh form).
       bias: Biases in products and in layer norms.
       tied: The head is the transposed token embedding.
+      scale_attention: Scores are divided by sqrt(H); T5's are not.
+      scale_embedding: The embedding is multiplied by sqrt(D).
+      scale_logits: The outputs are divided by sqrt(D) before the head (T5 v1.0).
+      start_id: The id that a decoder of an encoder_decoder begins with; -1: the end of a text.
       qk_norm: RMS norm of queries and keys, per head (arXiv:2302.05442).
       logit_softcap: c in c * tanh(logits / c) (Gemma 2, arXiv:2408.00118); 0: none.
       dropout: Rate after embedding, attention and MLP.
@@ -45,6 +69,10 @@ class TransformerConfig:
         dims; "full" keeps the residual stream alone.
       dtype: Compute dtype; parameters and statistics are float32.
       attention: A name of ops.attention.IMPLEMENTATIONS.
+      lora_rank: R of low-rank adapters (arXiv:2106.09685); 0: none.
+      lora_alpha: Their outputs are scaled by alpha / R.
+      lora_targets: Patterns (re.search) of the products that get one, by names such as
+        "stack/layers_0/attention/q".
     """
 
     vocab_size: int
@@ -70,11 +98,31 @@ class TransformerConfig:
     remat: str = "none"
     dtype: str = "float32"
     attention: str = "auto"
+    family: str = "decoder"
+    head: str = "lm"
+    num_classes: int = 0
+    pool: str = "pooler"
+    num_encoder_layers: int = 0
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    norm_order: str = "pre"
+    embed_norm: bool = False
+    num_token_types: int = 0
+    scale_attention: bool = True
+    scale_embedding: bool = False
+    scale_logits: bool = False
+    start_id: int = -1
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("attention/(q|v)$",)
 
     def __post_init__(self):
         for name in ("vocab_size", "seq_len", "num_layers", "embed_dim", "num_heads"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("num_kv_heads", "head_dim", "mlp_dim", "logit_softcap"):
+        for name in (
+            "num_kv_heads", "head_dim", "mlp_dim", "logit_softcap", "num_encoder_layers",
+            "num_token_types", "num_classes", "lora_rank",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
@@ -94,6 +142,39 @@ class TransformerConfig:
         _require(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", self.num_kv_heads, right)
         if self.positions == "rotary":
             _require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "even for rotary positions")
+        if self.positions == "sinusoidal":
+            _require(self.embed_dim % 2 == 0, "embed_dim", self.embed_dim, "even for sinusoids")
+        if self.family == "encoder_decoder":
+            if not self.num_encoder_layers:
+                self._fill(num_encoder_layers=self.num_layers)
+            _require(self.head == "lm", "head", self.head, "'lm', as an encoder_decoder needs")
+        self._check_head()
+        if self.positions == "relative":
+            _require(
+                self.relative_buckets >= 4 and self.relative_buckets % 4 == 0,
+                "relative_buckets", self.relative_buckets, "a multiple of 4",
+            )  # fmt: skip
+            right = f"over relative_buckets {self.relative_buckets}"
+            distance = self.relative_max_distance
+            _require(distance > self.relative_buckets, "relative_max_distance", distance, right)
+        if self.lora_rank:
+            _require(bool(self.lora_targets), "lora_targets", self.lora_targets, "a list of names")
+
+    def _check_head(self):
+        needs_classes = self.head in ("sequence", "tokens")
+        if needs_classes:
+            right = f"at least 1, as head {self.head!r} needs"
+            _require(self.num_classes >= 1, "num_classes", self.num_classes, right)
+        else:
+            right = f"0: head {self.head!r} has no classes"
+            _require(self.num_classes == 0, "num_classes", self.num_classes, right)
+        if self.head == "mlm":
+            right = "'encoder', as head 'mlm' needs"
+            _require(self.family == "encoder", "family", self.family, right)
+        if self.head == "sequence" and self.pool in ("pooler", "first", "mean"):
+            # The first token of a causal model has seen nothing else.
+            right = "'last', as a decoder needs"
+            _require(self.family == "encoder", "pool", self.pool, right)
 
     def _fill(self, **values):
         for name, value in values.items():

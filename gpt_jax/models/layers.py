@@ -4,6 +4,9 @@ B batch, T length, S cache length, D width, N query heads, K key/value heads, H 
 width. Every parameter names its logical axes; parallel.sharding maps them to mesh axes.
 """
 
+import functools
+import math
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -16,27 +19,41 @@ from gpt_jax.types import Array
 
 @flax.struct.dataclass
 class Context:
-    """What every layer of one forward pass shares.
+    """What every layer of one stack's forward pass shares.
 
     Attributes:
       segment_ids_BT: Documents of a packed row; None: one document.
-      rotary: Tables of ops.positions for the tokens' positions; None with learned positions.
+      mask_BTT: Who sees whom, True = attend; None: by `causal` and segment_ids_BT.
+      rotary: Tables of ops.positions for the tokens' positions; None without rotary positions.
+      bias_BNTS: Relative bias of the self-attention; None: none.
       cache_index_B: Where in the cache each row's first new token goes; None without a cache.
+      memory_BSD: The encoder's outputs; None in a stack without cross attention, and where the
+        cache holds their keys and values.
+      memory_mask_BTS: Which of them each token sees.
+      causal: Whether a token sees those before it only.
       platform: JAX's name of the platform the computation is for.
     """
 
     segment_ids_BT: Array | None
+    mask_BTT: Array | None
     rotary: tuple[Array, Array] | None
+    bias_BNTS: Array | None
     cache_index_B: Array | None
+    memory_BSD: Array | None
+    memory_mask_BTS: Array | None
+    causal: bool = flax.struct.field(pytree_node=False)
     platform: str = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
 class LayerCache:
-    """Keys and values of the tokens so far, [B, S, K, H] each, rotated already."""
+    """Keys and values, [B, S, K, H] each: of the tokens so far, rotated already, and of the
+    encoder's outputs (None before the first pass, and without an encoder)."""
 
     k_BSKH: Array
     v_BSKH: Array
+    memory_k_BSKH: Array | None = None
+    memory_v_BSKH: Array | None = None
 
 
 def weight_init(config: TransformerConfig, fan_in: int, *, residual: bool = False):
@@ -75,80 +92,126 @@ class Dense(nn.Module):
     config: TransformerConfig
     shape: tuple[int, ...]
     axes: tuple[str, ...]
-    platform: str
     num_contract: int = 1
     residual: bool = False
+    fan_in_factor: int = 1
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        fan_in = 1
-        for size in self.shape[: self.num_contract]:
-            fan_in *= size
-        init = weight_init(self.config, fan_in, residual=self.residual)
+    def __call__(self, x: Array, platform: str) -> Array:
+        c, n = self.config, self.num_contract
+        fan_in = math.prod(self.shape[:n]) * self.fan_in_factor
+        init = weight_init(c, fan_in, residual=self.residual)
         w = param(self, "kernel", init, self.axes, self.shape)
-        precision = products.precision(self.config.dtype, self.platform)
-        y = products.project(x, w, precision, self.num_contract)
-        if self.config.bias:
-            n = self.num_contract
+        y = products.project(x, w, products.precision(c.dtype, platform), n)
+        if c.bias:
             b = param(self, "bias", nn.initializers.zeros, self.axes[n:], self.shape[n:])
             y = y + b.astype(y.dtype)
         return y
 
 
 class Attention(nn.Module):
-    """Causal self-attention; grouped or multi-query by num_kv_heads."""
+    """Self-attention, or with a memory cross attention; grouped or multi-query by num_kv_heads."""
 
     config: TransformerConfig
 
-    @nn.compact
+    def setup(self):
+        c = self.config
+        D, N, K, H = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
+        # Without the division by sqrt(H) the queries start out that much smaller.
+        shrink = 1 if c.scale_attention else H
+        self.q = Dense(c, (D, N, H), ("embed", "heads", "head_dim"), fan_in_factor=shrink)
+        self.k = Dense(c, (D, K, H), ("embed", "kv_heads", "head_dim"))
+        self.v = Dense(c, (D, K, H), ("embed", "kv_heads", "head_dim"))
+        self.out = Dense(c, (N, H, D), ("heads", "head_dim", "embed"), 2, residual=True)
+        if c.qk_norm:
+            self.q_norm, self.k_norm = Norm(c, "head_dim"), Norm(c, "head_dim")
+
     def __call__(
         self, x_BTD: Array, context: Context, cache: LayerCache | None
     ) -> tuple[Array, LayerCache | None]:
-        c, platform = self.config, context.platform
-        D, N, K, H = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
-        q_BTNH = Dense(c, (D, N, H), ("embed", "heads", "head_dim"), platform, name="q")(x_BTD)
-        k_BTKH = Dense(c, (D, K, H), ("embed", "kv_heads", "head_dim"), platform, name="k")(x_BTD)
-        v_BTKH = Dense(c, (D, K, H), ("embed", "kv_heads", "head_dim"), platform, name="v")(x_BTD)
-        if c.qk_norm:
-            q_BTNH = Norm(c, "head_dim", name="q_norm")(q_BTNH, rms=True)
-            k_BTKH = Norm(c, "head_dim", name="k_norm")(k_BTKH, rms=True)
+        """Self-attention."""
+        q_BTNH = self._queries(x_BTD, context)
+        keys, values = self._keys_values(x_BTD, context)
         if context.rotary is not None:
             q_BTNH = positions.rotate(q_BTNH, context.rotary)
-            k_BTKH = positions.rotate(k_BTKH, context.rotary)
-        if cache is None:
-            keys, values, mask_BTS = k_BTKH, v_BTKH, None
+            keys = positions.rotate(keys, context.rotary)
+        segments, mask = context.segment_ids_BT, context.mask_BTT
+        if cache is not None:
+            cache, mask = _extend(cache, keys, values, context)
+            keys, values, segments = cache.k_BSKH, cache.v_BSKH, None
+        out_BTNH = self._attend(
+            q_BTNH, keys, values, context, causal=context.causal, segment_ids_BT=segments,
+            mask_BTS=mask, bias_BNTS=context.bias_BNTS,
+        )  # fmt: skip
+        return self.out(out_BTNH, context.platform), cache
+
+    def cross(
+        self, x_BTD: Array, context: Context, cache: LayerCache | None
+    ) -> tuple[Array, LayerCache | None]:
+        """Attention to the encoder's outputs, or to what the cache holds of them."""
+        if context.memory_BSD is not None:
+            keys, values = self._keys_values(context.memory_BSD, context)
+            if cache is not None:
+                cache = cache.replace(memory_k_BSKH=keys, memory_v_BSKH=values)
         else:
-            cache, mask_BTS = _extend(cache, k_BTKH, v_BTKH, context.cache_index_B)
-            keys, values = cache.k_BSKH, cache.v_BSKH
-        out_BTNH = attention.attention(
+            keys, values = cache.memory_k_BSKH, cache.memory_v_BSKH
+        out_BTNH = self._attend(
+            self._queries(x_BTD, context), keys, values, context, causal=False,
+            mask_BTS=context.memory_mask_BTS,
+        )  # fmt: skip
+        return self.out(out_BTNH, context.platform), cache
+
+    def _queries(self, x_BTD: Array, context: Context) -> Array:
+        q_BTNH = self.q(x_BTD, context.platform)
+        return self.q_norm(q_BTNH, rms=True) if self.config.qk_norm else q_BTNH
+
+    def _keys_values(self, x_BSD: Array, context: Context) -> tuple[Array, Array]:
+        k_BSKH, v_BSKH = (dense(x_BSD, context.platform) for dense in (self.k, self.v))
+        return (self.k_norm(k_BSKH, rms=True) if self.config.qk_norm else k_BSKH), v_BSKH
+
+    def _attend(
+        self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, context: Context, **how
+    ) -> Array:
+        c = self.config
+        return attention.attention(
             q_BTNH,
-            keys,
-            values,
-            precision=products.precision(c.dtype, platform),
-            segment_ids_BT=None if cache is not None else context.segment_ids_BT,
-            mask_BTS=mask_BTS,
-            implementation=attention.implementation_for(c.attention, platform),
+            k_BSKH,
+            v_BSKH,
+            precision=products.precision(c.dtype, context.platform),
+            scaled=c.scale_attention,
+            implementation=attention.implementation_for(c.attention, context.platform),
+            **how,
         )
-        out = Dense(
-            c, (N, H, D), ("heads", "head_dim", "embed"), platform, 2, residual=True, name="out"
-        )
-        return out(out_BTNH), cache
 
 
-def _extend(cache: LayerCache, k_BTKH: Array, v_BTKH: Array, index_B: Array):
+def _extend(cache: LayerCache, k_BTKH: Array, v_BTKH: Array, context: Context):
     """Writes the new keys and values at each row's index; returns them and who sees whom."""
+    index_B = context.cache_index_B
     write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0, 0)))
-    cache = LayerCache(
-        write(cache.k_BSKH, k_BTKH.astype(cache.k_BSKH.dtype), index_B),
-        write(cache.v_BSKH, v_BTKH.astype(cache.v_BSKH.dtype), index_B),
+    cache = cache.replace(
+        k_BSKH=write(cache.k_BSKH, k_BTKH.astype(cache.k_BSKH.dtype), index_B),
+        v_BSKH=write(cache.v_BSKH, v_BTKH.astype(cache.v_BSKH.dtype), index_B),
     )
+    if context.mask_BTT is not None:
+        # A prompt that is read by other rules than left to right fills an empty cache.
+        missing = cache.k_BSKH.shape[1] - context.mask_BTT.shape[2]
+        return cache, jnp.pad(context.mask_BTT, ((0, 0), (0, 0), (0, missing)))
     query_BT = index_B[:, None] + jnp.arange(k_BTKH.shape[1])
     mask_BTS = jnp.arange(cache.k_BSKH.shape[1]) <= query_BT[..., None]
     return cache, mask_BTS
 
 
+_ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=True),
+    "gelu_exact": functools.partial(nn.gelu, approximate=False),
+    "relu": nn.relu,
+    "relu2": lambda x: jnp.square(nn.relu(x)),
+}
+_GATES = {"swiglu": nn.silu, "geglu": functools.partial(nn.gelu, approximate=True)}
+
+
 class MLP(nn.Module):
-    """down(activation(up x)), or down(silu(gate x) * up x) with SwiGLU."""
+    """down(activation(up x)), or with a gated activation down(activation(gate x) * up x)."""
 
     config: TransformerConfig
 
@@ -156,32 +219,40 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: Array, platform: str) -> Array:
         c = self.config
         D, F = c.embed_dim, c.mlp_dim
-        h_BTF = Dense(c, (D, F), ("embed", "mlp"), platform, name="up")(x_BTD)
-        if c.activation == "swiglu":
-            gate = Dense(c, (D, F), ("embed", "mlp"), platform, name="gate")(x_BTD)
-            h_BTF = nn.silu(gate) * h_BTF
-        elif c.activation == "relu2":
-            h_BTF = jnp.square(nn.relu(h_BTF))
+        h_BTF = Dense(c, (D, F), ("embed", "mlp"), name="up")(x_BTD, platform)
+        if c.activation in _GATES:
+            gate = Dense(c, (D, F), ("embed", "mlp"), name="gate")(x_BTD, platform)
+            h_BTF = _GATES[c.activation](gate) * h_BTF
         else:
-            h_BTF = nn.gelu(h_BTF, approximate=True)
-        down = Dense(c, (F, D), ("mlp", "embed"), platform, residual=True, name="down")
-        return down(h_BTF)
+            h_BTF = _ACTIVATIONS[c.activation](h_BTF)
+        return Dense(c, (F, D), ("mlp", "embed"), residual=True, name="down")(h_BTF, platform)
 
 
 class Block(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Self-attention, cross attention if there is a memory, MLP; each with norm and residual."""
 
     config: TransformerConfig
     deterministic: bool
+    cross: bool = False
 
     @nn.compact
     def __call__(
         self, x_BTD: Array, context: Context, cache: LayerCache | None
     ) -> tuple[Array, LayerCache | None]:
+        attention = Attention(self.config, name="attention")
+        x_BTD, cache = self._add("attention", x_BTD, lambda x: attention(x, context, cache))
+        if self.cross:
+            cross, known = Attention(self.config, name="cross_attention"), cache
+            x_BTD, cache = self._add("cross", x_BTD, lambda x: cross.cross(x, context, known))
+        mlp = MLP(self.config, name="mlp")
+        x_BTD, _ = self._add("mlp", x_BTD, lambda x: (mlp(x, context.platform), None))
+        return x_BTD, cache
+
+    def _add(self, name: str, x_BTD: Array, sublayer) -> tuple[Array, LayerCache | None]:
+        """x + sublayer(norm(x)), or post-norm norm(x + sublayer(x)); and what else it returns."""
         c = self.config
+        norm = Norm(c, name=f"{name}_norm")
         dropout = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        normed = Norm(c, name="attention_norm")(x_BTD)
-        attended, cache = Attention(c, name="attention")(normed, context, cache)
-        x_BTD = x_BTD + dropout(attended)
-        mixed = MLP(c, name="mlp")(Norm(c, name="mlp_norm")(x_BTD), context.platform)
-        return x_BTD + dropout(mixed), cache
+        y_BTD, cache = sublayer(norm(x_BTD) if c.norm_order == "pre" else x_BTD)
+        x_BTD = x_BTD + dropout(y_BTD)
+        return (x_BTD if c.norm_order == "pre" else norm(x_BTD)), cache

@@ -14,7 +14,7 @@ _REMAT_POLICIES = {
 
 
 class Stack(nn.Module):
-    """num_layers blocks.
+    """num_layers blocks; with `cross` they attend to an encoder's outputs too.
 
     Parameters lie under `layers` with a leading axis L when scanned, under `layers_0`, `layers_1`,
     ... when unrolled; the cache likewise is one LayerCache of [L, ...] leaves or a list of them.
@@ -22,6 +22,8 @@ class Stack(nn.Module):
 
     config: TransformerConfig
     deterministic: bool
+    num_layers: int
+    cross: bool = False
 
     @nn.compact
     def __call__(
@@ -39,14 +41,15 @@ class Stack(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, 0),
                 out_axes=0,
-                length=c.num_layers,
+                length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            return layers(c, self.deterministic, name="layers")(x_BTD, context, cache)
+            scanned = layers(c, self.deterministic, self.cross, name="layers")
+            return scanned(x_BTD, context, cache)
         caches = []
-        for i in range(c.num_layers):
+        for i in range(self.num_layers):
             layer_cache = None if cache is None else cache[i]
-            layer = block(c, self.deterministic, name=f"layers_{i}")
+            layer = block(c, self.deterministic, self.cross, name=f"layers_{i}")
             x_BTD, layer_cache = layer(x_BTD, context, layer_cache)
             caches.append(layer_cache)
         return x_BTD, None if cache is None else caches

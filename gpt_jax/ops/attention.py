@@ -31,12 +31,14 @@ def _scores_mask(causal, segment_ids_BT, start: int, stop: int, num_keys: int):
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
-def _attend(q_BKGTH, k_BKSH, v_BKSH, mask, precision: Precision) -> Array:
+def _attend(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BNTS, precision: Precision) -> Array:
     """Softmax attention with heads in front of length; scores and softmax in f32."""
     B, K, G, T, H = q_BKGTH.shape
     # The G queries of a key head stand behind one another: one product for each (B, K).
     q = q_BKGTH.reshape(B, K, G * T, H)
     scores = products.batched_dot(q, k_BKSH, ((3,), (3,)), precision).reshape(B, K, G, T, -1)
+    if bias_BNTS is not None:
+        scores = scores + bias_BNTS.reshape(bias_BNTS.shape[0], K, G, *bias_BNTS.shape[2:])
     if mask is not None:
         scores = jnp.where(mask, scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).reshape(B, K, G * T, -1)
@@ -51,24 +53,24 @@ def _heads_first(q_BTNH, k_BSKH, v_BSKH):
     return q_BKGTH, k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
 
 
-def _einsum(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precision):
+def _einsum(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, bias_BNTS, precision):
     """All scores at once."""
     q, k, v = _heads_first(q_BTNH, k_BSKH, v_BSKH)
     if mask_BTS is not None:
         mask = mask_BTS[:, None, None]
     else:
         mask = _scores_mask(causal, segment_ids_BT, 0, q.shape[3], k.shape[2])
-    out = _attend(q, k, v, mask, precision)
+    out = _attend(q, k, v, mask, bias_BNTS, precision)
     return out.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
 
 
-def _blocked(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precision):
+def _blocked(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, bias_BNTS, precision):
     """Causal self-attention by blocks, so that about half of the scores is never computed."""
     B, T = q_BTNH.shape[:2]
-    if not causal or mask_BTS is not None or T <= _BLOCK:
+    if not causal or mask_BTS is not None or bias_BNTS is not None or T <= _BLOCK:
         return _einsum(
             q_BTNH, k_BSKH, v_BSKH, causal=causal, segment_ids_BT=segment_ids_BT,
-            mask_BTS=mask_BTS, precision=precision,
+            mask_BTS=mask_BTS, bias_BNTS=bias_BNTS, precision=precision,
         )  # fmt: skip
     if segment_ids_BT is None:
         segment_ids_BT = jnp.ones((B, T), jnp.int32)
@@ -156,7 +158,9 @@ def _blocked_bwd(precision, residuals, g_BTNH):
 _blocked_causal.defvjp(_blocked_fwd, _blocked_bwd)
 
 
-def _library(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precision, name):
+def _library(
+    q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, bias_BNTS, precision, name
+):
     """jax.nn.dot_product_attention; with name "cudnn" the flash kernel of NVIDIA GPUs."""
     if mask_BTS is not None:
         mask = mask_BTS[:, None]
@@ -168,7 +172,7 @@ def _library(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, precis
     # f32 operands mean f32, as in products.
     with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else "default"):
         return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, is_causal=causal, scale=1.0, implementation=name
+            q, k, v, bias_BNTS, mask, is_causal=causal, scale=1.0, implementation=name
         )
 
 
@@ -197,9 +201,11 @@ def attention(
     causal: bool = True,
     segment_ids_BT: Array | None = None,
     mask_BTS: Array | None = None,
+    bias_BNTS: Array | None = None,
+    scaled: bool = True,
     implementation: str = "einsum",
 ) -> Array:
-    """softmax(q k^T / sqrt(H)) v (arXiv:1706.03762), [B, T, N, H] in `precision.output`.
+    """softmax(q k^T / sqrt(H) + bias) v (arXiv:1706.03762), [B, T, N, H] in `precision.output`.
 
     Args:
       q_BTNH: Queries. N must be a multiple of K: each key/value head serves N // K query heads
@@ -209,14 +215,19 @@ def attention(
       precision: Dtypes of the two products; the softmax is always f32.
       causal: Query t sees keys 0..t; needs S == T.
       segment_ids_BT: Queries see keys of their own segment only; needs S == T.
-      mask_BTS: True = attend; replaces the two above (decoding with a cache).
+      mask_BTS: True = attend; replaces the two above (decoding with a cache, ranks, cross
+        attention). A query that may see nothing gets the mean of all values.
+      bias_BNTS: f32, added to the scores; B may be 1 (arXiv:1910.10683).
+      scaled: Whether scores are divided by sqrt(H).
       implementation: A name of IMPLEMENTATIONS but "auto".
     """
     assert q_BTNH.shape[2] % k_BSKH.shape[2] == 0, (q_BTNH.shape, k_BSKH.shape)
-    # Scaling q is cheaper than scaling the scores: H numbers a query instead of S.
-    q_BTNH = q_BTNH * (q_BTNH.shape[-1] ** -0.5)
+    if scaled:
+        # Scaling q is cheaper than scaling the scores: H numbers a query instead of S.
+        q_BTNH = q_BTNH * (q_BTNH.shape[-1] ** -0.5)
     out = _IMPLEMENTATIONS[implementation](
         q_BTNH, k_BSKH, v_BSKH, causal=causal and mask_BTS is None,
-        segment_ids_BT=segment_ids_BT, mask_BTS=mask_BTS, precision=precision,
+        segment_ids_BT=segment_ids_BT, mask_BTS=mask_BTS, bias_BNTS=bias_BNTS,
+        precision=precision,
     )  # fmt: skip
     return products.to_compute(out, precision)

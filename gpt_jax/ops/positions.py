@@ -1,5 +1,11 @@
-"""Rotary position embedding (arXiv:2104.09864), rotate-half as Hugging Face stores it."""
+"""Positions: rotary (arXiv:2104.09864), sinusoidal (arXiv:1706.03762), relative (arXiv:1910.10683).
 
+B batch, T queries, S keys, N heads, H head width, D model width.
+"""
+
+import math
+
+import jax
 import jax.numpy as jnp
 
 from gpt_jax.types import Array
@@ -14,8 +20,64 @@ def rotary_tables(positions_BT: Array, head_dim: int, theta: float) -> tuple[Arr
 
 
 def rotate(x_BTNH: Array, tables: tuple[Array, Array]) -> Array:
-    """Rotates the pairs (x[i], x[i + H/2]) by the tables' angles; computed in f32."""
+    """Rotates the pairs (x[i], x[i + H/2]) by the tables' angles, as Hugging Face stores them.
+
+    Computed in f32.
+    """
     cos, sin = tables
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTNH.dtype)
+
+
+def sinusoids(positions_BT: Array, width: int) -> Array:
+    """f32[B, T, D]: sin and cos, in turn, of position / 10000^(2i/D)."""
+    frequency = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angle = positions_BT[..., None].astype(jnp.float32) * frequency
+    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*angle.shape[:-1], width)
+
+
+def relative_bias(
+    table: Array, queries_BT: Array, keys_BS: Array, *, max_distance: int, bidirectional: bool
+) -> Array:
+    """T5's bias of the scores, f32[B, N, T, S].
+
+    Args:
+      table: [buckets, N].
+      queries_BT: Positions of the queries.
+      keys_BS: Positions of the keys.
+      max_distance: From here on all distances share the last bucket.
+      bidirectional: Half of the buckets are for keys behind the query; otherwise those all share
+        the bucket of distance 0.
+    """
+    bucket_BTS = relative_bucket(
+        keys_BS[:, None, :] - queries_BT[:, :, None], table.shape[0], max_distance, bidirectional
+    )
+    # A product with the one-hot rows: its gradient is a product too, where that of a gather would
+    # be a scatter over all pairs.
+    one_hot = jax.nn.one_hot(bucket_BTS, table.shape[0], dtype=jnp.float32)
+    return jnp.einsum("btsr,rn->bnts", one_hot, table, precision=jax.lax.Precision.HIGHEST)
+
+
+def relative_bucket(
+    distance: Array, num_buckets: int, max_distance: int, bidirectional: bool
+) -> Array:
+    """The bucket of each distance (key minus query), int32: exact when near, logarithmic when far.
+
+    Half of the buckets of a side are for the distances 0, 1, ...; the rest grow like the logarithm
+    up to max_distance.
+    """
+    offset = jnp.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = jnp.where(distance > 0, num_buckets, 0)
+        distance = jnp.abs(distance)
+    else:
+        distance = jnp.maximum(-distance, 0)
+    exact = num_buckets // 2
+    # In the order of Hugging Face's operations, so that borders round alike.
+    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact)
+    scale = (num_buckets - exact) / math.log(max_distance / exact)
+    far = exact + (ratio * scale).astype(jnp.int32)
+    far = jnp.minimum(far, num_buckets - 1)
+    return offset + jnp.where(distance < exact, distance, far)

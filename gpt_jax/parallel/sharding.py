@@ -22,6 +22,10 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "head_dim": (),
     "mlp": ("tensor",),
     "layers": (),
+    "buckets": (),
+    "types": (),
+    "classes": (),
+    "rank": (),
     None: (),
 }
 

@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 from gpt_jax.data.tokenizers import Tokenizer, load_tokenizer
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer
 from gpt_jax.parallel import sharding
 from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
@@ -50,7 +50,7 @@ class Run:
     workdir: epath.Path
     config: RunConfig
     tokenizer: Tokenizer
-    model: GPT
+    model: Transformer
     params: Tree
     step: int
     data_fingerprints: dict[str, str]
@@ -90,7 +90,7 @@ def open_run(workdir: epath.PathLike, step: int | None = None, **model_overrides
     step = steps[-1] if step is None else step
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model_overrides))
     mesh = make_mesh(MeshConfig())
-    model = GPT(config.model, mesh.devices.flat[0].platform)
+    model = Transformer(config.model, mesh.devices.flat[0].platform)
     boxed = abstract_params(model)
     like = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),

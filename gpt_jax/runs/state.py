@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer, init_params
 from gpt_jax.parallel import sharding
 from gpt_jax.types import Array, Tree
 
@@ -36,12 +36,12 @@ class TrainState:
     flags: dict[str, Array]
 
 
-def make_init(model: GPT, optimizer: optax.GradientTransformation, seed: int):
+def make_init(model: Transformer, optimizer: optax.GradientTransformation, seed: int):
     """A function of no arguments that builds the first state."""
 
     def init() -> TrainState:
         key = jax.random.key(seed)
-        params = nn.unbox(_init_params(model, key))
+        params = nn.unbox(init_params(model, key))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             index=jnp.zeros((), jnp.int32),
@@ -54,16 +54,12 @@ def make_init(model: GPT, optimizer: optax.GradientTransformation, seed: int):
     return init
 
 
-def _init_params(model: GPT, key: Array) -> Tree:
-    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-
-
-def abstract_params(model: GPT) -> Tree:
+def abstract_params(model: Transformer) -> Tree:
     """Shapes, dtypes and logical axes (Flax boxes) of the parameters; computes nothing."""
-    return jax.eval_shape(lambda: _init_params(model, jax.random.key(0)))
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
-def shardings(model: GPT, init, mesh: Mesh) -> TrainState:
+def shardings(model: Transformer, init, mesh: Mesh) -> TrainState:
     """How the state lies on the mesh."""
     boxed = abstract_params(model)
     state = jax.eval_shape(init)

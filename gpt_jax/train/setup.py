@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from gpt_jax import trees
 from gpt_jax.data.pipeline import PreparedData, prepare
 from gpt_jax.data.tokenizers import load_tokenizer
-from gpt_jax.models.gpt import GPT
+from gpt_jax.models.transformer import Transformer
 from gpt_jax.objectives.causal_lm import causal_lm
 from gpt_jax.optim.durations import Clock, Duration
 from gpt_jax.optim.optimizers import learning_rate, make_optimizer
@@ -66,7 +66,7 @@ class Training:
     workdir: epath.Path
     data: PreparedData
     mesh: Mesh
-    model: GPT
+    model: Transformer
     state: TrainState
     start: int
     total: int
@@ -190,7 +190,7 @@ def set_up(
     data = prepare(config.data, cache_dir, tokenizer)
     _check_model(config, data, mesh)
     clock, total = _clock(config, data)
-    model = GPT(config.model, mesh.devices.flat[0].platform)
+    model = Transformer(config.model, mesh.devices.flat[0].platform)
     optimizer = make_optimizer(config.optimizer, clock)
     init = make_init(model, optimizer, config.seed)
     where = shardings(model, init, mesh)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt_jax.models.gpt import forward
+from gpt_jax.models.transformer import forward
 from gpt_jax.parallel.sharding import constrain
 from gpt_jax.runs.state import TrainState
 from gpt_jax.types import Array, Batch, Tree
