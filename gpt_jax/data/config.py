@@ -26,6 +26,7 @@ class DataConfig:
       on_invalid_utf8: "error", "skip" (drops and counts the whole document) or "replace".
       tokenizer: "bytes", "bpe" (trained on the train split) or a path to a tokenizer.json.
       vocab_size: entries of a BPE to be trained, the end-of-text token included.
+      special_tokens: entries of a trained vocabulary that no text is encoded to, such as "<mask>".
       eos_token: end-of-text token of a tokenizer.json that does not hold a usual one.
       seq_len: tokens in a row (T).
 
@@ -44,6 +45,7 @@ class DataConfig:
     on_invalid_utf8: str = "error"
     tokenizer: str = "bpe"
     vocab_size: int = 2048
+    special_tokens: tuple[str, ...] = ()
     eos_token: str = ""
     seq_len: int = 256
 
@@ -87,6 +89,8 @@ class DataConfig:
 
 
 def _check_type(name, value, kind):
+    if kind == tuple[str, ...]:
+        kind = tuple
     ok = isinstance(value, kind) or (kind is float and isinstance(value, int))
     if isinstance(value, bool) or not ok:
         raise ValueError(f"data.{name}: {value!r} is a {type(value).__name__}, not {kind.__name__}")

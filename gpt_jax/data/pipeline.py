@@ -80,7 +80,7 @@ def prepare(config: DataConfig, cache_dir, tokenizer: Tokenizer | None = None) -
         if tokenizer is None:
             tokenizer = _given_tokenizer(config)
         if tokenizer is None:
-            tokenizer = _trained_tokenizer(documents[TRAIN], config.vocab_size, cache_dir)
+            tokenizer = _trained_tokenizer(documents[TRAIN], config, cache_dir)
         label = documents[TRAIN].label
         rows = {
             split: _tokenised(texts, split, config.seq_len, tokenizer, cache_dir)
@@ -192,19 +192,20 @@ def _given_tokenizer(config: DataConfig) -> Tokenizer | None:
     if config.tokenizer == "bpe":
         return None
     if config.tokenizer == "bytes":
-        return byte_tokenizer()
+        return byte_tokenizer(config.special_tokens)
     return load_tokenizer(config.tokenizer, config.eos_token)
 
 
-def _trained_tokenizer(documents: Documents, vocab_size: int, cache_dir) -> Tokenizer:
-    key = digest("bpe", FORMAT, documents.fingerprint, vocab_size, _BPE_BYTES)
+def _trained_tokenizer(documents: Documents, config: DataConfig, cache_dir) -> Tokenizer:
+    vocab_size, special = config.vocab_size, config.special_tokens
+    key = digest("bpe", FORMAT, documents.fingerprint, vocab_size, special, _BPE_BYTES)
     path = Path(cache_dir) / "tokenizers" / f"{key}.json"
     if not path.exists():
         texts = _sample(documents)
         first = next(texts, None)
         if first is None:
             raise ValueError(f"data: {documents.label} holds no text")
-        trained = train_bpe(itertools.chain([first], texts), vocab_size)
+        trained = train_bpe(itertools.chain([first], texts), vocab_size, special)
         trained.save(path)
         if trained.vocab_size < vocab_size:
             print(

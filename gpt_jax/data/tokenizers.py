@@ -48,6 +48,10 @@ class Tokenizer:
       vocab_size: number of ids (V), special tokens included.
       eos_id, eos_token: the token that ends a document and begins the next one.
       fingerprint: sha256 of the tokenizer's JSON form and its end-of-text token.
+      cls_id, sep_id: what an encoder's input begins and ends with: [CLS] and [SEP] where the
+        vocabulary has them, else the end-of-text token.
+      mask_id: [MASK] or <mask>; None where there is none.
+      special_tokens: the texts of all special tokens.
       joinable: encoding a text line by line gives what encoding it whole gives, so long texts
         may be cut.
     """
@@ -61,6 +65,11 @@ class Tokenizer:
         self.eos_token = eos_token
         self.eos_id = tokenizer.token_to_id(eos_token)
         assert self.eos_id is not None, eos_token
+        self.cls_id = self._first_id("[CLS]", eos_token)
+        self.sep_id = self._first_id("[SEP]", eos_token)
+        self.mask_id = self._first_id("[MASK]", "<mask>")
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.special_tokens = tuple(token.content for token in added if token.special)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self._json = tokenizer.to_str(pretty=False)
         self.fingerprint = hashlib.sha256(f"{eos_token}\n{self._json}".encode()).hexdigest()
@@ -83,6 +92,37 @@ class Tokenizer:
                 _check_encodable(text)
             raise
         return [item.ids for item in encoded]
+
+    def encode_with_offsets(
+        self, text: str, *, parse_special: bool = False
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and the characters [start, end) of the text that each of them stands for.
+
+        Args:
+          text: what to encode.
+          parse_special: special tokens that the text spells become those tokens (the text of a
+            chat template); otherwise they are text like any other.
+        """
+        _check_encodable(text)
+        self._tokenizer.encode_special_tokens = not parse_special
+        try:
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        finally:
+            self._tokenizer.encode_special_tokens = True
+        return encoded.ids, encoded.offsets
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its own text; None where the vocabulary lacks it."""
+        return self._tokenizer.token_to_id(token)
+
+    def token_text(self, token_id: int) -> str:
+        """How a token is written alone, special ones included; for people."""
+        special = self._tokenizer.get_added_tokens_decoder().get(int(token_id))
+        return special.content if special else self.decode([token_id])
+
+    def _first_id(self, *tokens: str) -> int | None:
+        ids = (self.token_id(token) for token in tokens)
+        return next((token_id for token_id in ids if token_id is not None), None)
 
     def decode(self, ids, skip_special_tokens: bool = True) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -144,30 +184,35 @@ class Streamer:
         return new
 
 
-def byte_tokenizer() -> Tokenizer:
-    """Ids 0..255 are the byte values, 256 is the end of a text."""
+def byte_tokenizer(special_tokens: tuple[str, ...] = ()) -> Tokenizer:
+    """Ids 0..255 are the byte values, 256 is the end of a text, then come other special tokens."""
     byte_chars = _byte_alphabet()
     vocab = {char: byte for byte, char in enumerate(byte_chars)}
     tokenizer = hf.Tokenizer(hf.models.BPE(vocab=vocab, merges=[]))
-    return _finish(tokenizer, hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    byte_level = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return _finish(tokenizer, byte_level, special_tokens)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, special_tokens: tuple[str, ...] = ()
+) -> Tokenizer:
     """Learns a byte-level BPE; the same texts give the same tokenizer.
 
     Args:
       texts: the training text, read once.
       vocab_size: entries wanted; fewer where the text is too small to hold so many pairs.
+      special_tokens: entries beside the end-of-text token that no text is encoded to.
 
     Raises:
-      ValueError: vocab_size cannot hold the 256 bytes and the end of a text.
+      ValueError: vocab_size cannot hold the 256 bytes and the special tokens.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(f"data.vocab_size: {vocab_size} is below {MIN_VOCAB_SIZE}")
+    least = MIN_VOCAB_SIZE + len(special_tokens)
+    if vocab_size < least:
+        raise ValueError(f"data.vocab_size: {vocab_size} is below {least}")
     tokenizer = hf.Tokenizer(hf.models.BPE())
     tokenizer.pre_tokenizer = _pre_tokenizer()
     trainer = hf.trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
+        vocab_size=vocab_size - 1 - len(special_tokens),
         min_frequency=2,
         initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -175,7 +220,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(
         (piece for text in texts for piece in text_pieces(text)), trainer=trainer
     )
-    return _finish(tokenizer, _pre_tokenizer())
+    return _finish(tokenizer, _pre_tokenizer(), special_tokens)
 
 
 def load_tokenizer(path, eos_token: str = "") -> Tokenizer:
@@ -235,10 +280,12 @@ def _pre_tokenizer():
     return hf.pre_tokenizers.Sequence([split, byte_level])
 
 
-def _finish(tokenizer: hf.Tokenizer, pre_tokenizer) -> Tokenizer:
+def _finish(tokenizer: hf.Tokenizer, pre_tokenizer, special_tokens: tuple[str, ...]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = hf.decoders.ByteLevel()
-    tokenizer.add_special_tokens([hf.AddedToken(EOS_TOKEN, special=True, normalized=False)])
+    tokenizer.add_special_tokens(
+        [hf.AddedToken(t, special=True, normalized=False) for t in (EOS_TOKEN, *special_tokens)]
+    )
     return Tokenizer(tokenizer, EOS_TOKEN)
 
 
