@@ -1,10 +1,13 @@
 """What a run reads: a corpus, how to hold some of it out, and how to cut it into rows."""
 
 import dataclasses
+import difflib
 import re
 
-# The corpora that need neither a network nor a file: see sources.py.
-NAMED_CORPORA = ("python_stdlib",)
+from gpt_jax.data.corpora import CORPORA
+
+# The first needs neither a network nor a file; `gpt-jax data fetch` brings the others.
+NAMED_CORPORA = ("python_stdlib", *CORPORA)
 INVALID_UTF8_POLICIES = ("error", "skip", "replace")
 MIN_VOCAB_SIZE = 257  # 256 byte values and the end of a text
 _TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?:\d+\.\d+\.\d+")
@@ -15,12 +18,14 @@ class DataConfig:
     """Names a corpus, its held-out part, its tokenizer and the row length.
 
     Attributes:
-      name: a named corpus ("python_stdlib") or a TFDS dataset "name[/config]:version".
+      name: a named corpus ("python_stdlib", or one of corpora.py), several joined by "+", or a
+        TFDS dataset "name[/config]:version".
       path: own data, wins over `name`: a text file, a .jsonl file, a .npy file of token rows,
         or a folder of one of these kinds, or a folder that TFDS prepared.
       pattern: glob of the files in a folder, relative to it; its ending also tells the kind.
       field: where a JSONL row or a TFDS example holds its text.
-      train_split, validation_split: TFDS splits, slices such as "train[:99%]" included.
+      train_split, validation_split: TFDS splits, slices such as "train[:99%]" included; of a
+        corpus of corpora.py: "train", "validation" or "test".
       validation_path: own validation data, of any kind that `path` may be.
       validation_fraction: share held out where no validation data is named.
       on_invalid_utf8: "error", "skip" (drops and counts the whole document) or "replace".
@@ -97,13 +102,19 @@ def _check_type(name, value, kind):
 
 
 def _check_name(name):
-    if name in NAMED_CORPORA or _TFDS_NAME.fullmatch(name):
+    parts = name.split("+")
+    if all(part in NAMED_CORPORA for part in parts) or _TFDS_NAME.fullmatch(name):
         return
     if not name:
         raise ValueError("data.name: '' names no corpus; give data.name or data.path")
+    for part in parts:
+        close = difflib.get_close_matches(part, NAMED_CORPORA, n=1, cutoff=0.7)
+        if part not in NAMED_CORPORA and (close or len(parts) > 1):
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"data.name: {part!r} is not a named corpus{meant}")
     if ":" not in name:
         raise ValueError(
             f"data.name: {name!r} has no version; write '{name}:1.0.0' with the version that is "
-            f"prepared, or one of {', '.join(NAMED_CORPORA)}"
+            "prepared, or a named corpus ('gpt-jax data fetch' lists them)"
         )
     raise ValueError(f"data.name: {name!r} is not of the form 'name[/config]:major.minor.patch'")

@@ -3,8 +3,11 @@
 import os
 from pathlib import Path
 
-from gpt_jax.data.config import NAMED_CORPORA, DataConfig
-from gpt_jax.data.documents import TRAIN, VALIDATION, Documents, held_out, whole
+from gpt_jax.data.chain import Chain
+from gpt_jax.data.config import DataConfig
+from gpt_jax.data.corpora import CORPORA, corpus_folder
+from gpt_jax.data.corpus_rows import SPLITS
+from gpt_jax.data.documents import TRAIN, VALIDATION, Collection, Documents, held_out, whole
 from gpt_jax.data.jsonl import JsonLines
 from gpt_jax.data.text_files import TextFiles
 from gpt_jax.data.tfds_source import (
@@ -20,6 +23,7 @@ from gpt_jax.data.tfds_source import (
 TEXT, JSONL, TOKEN_ROWS, TFDS = "text", "jsonl", "token rows", "tfds"
 _KINDS = {".jsonl": JSONL, ".ndjson": JSONL, ".npy": TOKEN_ROWS}
 _DEFAULT_PATTERN = DataConfig.pattern
+_STDLIB = "python_stdlib"
 
 
 def open_source(config: DataConfig, split: str, cache_dir) -> Documents:
@@ -39,8 +43,7 @@ def open_source(config: DataConfig, split: str, cache_dir) -> Documents:
     if split == VALIDATION and config.validation_path:
         path, option = config.validation_path, "validation_path"
     if not path:
-        builder = _named_builder(config.name, cache_dir)
-        return _not_empty(whole(TfdsSplit(builder, tfds_split, config.field), config), split)
+        return _not_empty(whole(_named(config, split, cache_dir), config), split)
     kind, files = find_files(path, config.pattern, option)
     if kind == TFDS:
         builder = builder_from_directory(path)
@@ -107,8 +110,31 @@ def _glob(path: str, pattern: str) -> list[str]:
         raise ValueError(f"data.pattern: {pattern!r} is no relative glob: {error}") from None
 
 
-def _named_builder(name: str, cache_dir):
-    if name not in NAMED_CORPORA:
+def _named(config: DataConfig, split: str, cache_dir) -> Collection:
+    """A split of one named corpus, or of several that "+" joins, one after the other."""
+    if config.name in (_STDLIB, *CORPORA) or ":" in config.name:
+        return _one_named(config.name, config, split, cache_dir)
+    names = config.name.split("+")
+    return Chain(config.name, [_one_named(name, config, split, cache_dir) for name in names])
+
+
+def _one_named(name: str, config: DataConfig, split: str, cache_dir) -> Collection:
+    which = config.train_split if split == TRAIN else config.validation_split
+    if name not in CORPORA:
+        return TfdsSplit(_builder(name, cache_dir), which, config.field)
+    folder = corpus_folder(name, cache_dir)
+    if which not in SPLITS:
+        raise ValueError(
+            f"data.{split}_split: {which!r} is no split of {name!r}; it has {', '.join(SPLITS)}"
+        )
+    path = str(folder / f"{which}.jsonl")
+    collection = JsonLines(path, [path], config.field, cache_dir)
+    collection.label = name  # the same on every machine
+    return collection
+
+
+def _builder(name: str, cache_dir):
+    if name != _STDLIB:
         return open_builder(name, cache_dir)
     import_tfds()
     from gpt_jax.data.python_stdlib import PythonStdlib

@@ -3,17 +3,9 @@
 import os
 
 import jax
-from etils import epath
 
+from gpt_jax.parallel.cache_folder import cache_dir
 from gpt_jax.parallel.host_memory import keep_freed_memory
-
-
-def cache_dir() -> epath.Path:
-    """The one folder outside of a run that is written to: $GPT_JAX_CACHE or ~/.cache/gpt_jax.
-
-    It holds prepared corpora, trained tokenizers, tokens and compiled programs; it may be deleted.
-    """
-    return epath.Path(os.environ.get("GPT_JAX_CACHE") or "~/.cache/gpt_jax").expanduser()
 
 
 def start() -> None:
