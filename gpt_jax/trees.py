@@ -27,6 +27,12 @@ def flatten(tree: Tree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def all_names(tree: Tree) -> list[str]:
+    """Names of the leaves, the Nones that `select` left included."""
+    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    return [path_name(path) for path, _ in paths]
+
+
 def unflatten(leaves: dict[str, Any], like: Tree) -> Tree:
     """The tree of the structure of `like` whose leaves are taken by name from `leaves`."""
     return map_named(lambda name, _: leaves[name], like)
@@ -41,6 +47,25 @@ def match(patterns: Iterable[str], tree: Tree) -> Tree:
     """A tree of booleans: does a pattern occur (re.search) in the leaf's name."""
     compiled = [re.compile(pattern) for pattern in patterns]
     return map_named(lambda name, _: any(p.search(name) for p in compiled), tree)
+
+
+def select(tree: Tree, mask: Tree) -> Tree:
+    """The tree with None for every leaf whose place in `mask` is False.
+
+    None is a tree without leaves for JAX: what is not selected is neither differentiated,
+    optimized nor saved, while its place in the structure stays. `merge` is the inverse.
+    """
+    return jax.tree.map(lambda leaf, selected: leaf if selected else None, tree, mask)
+
+
+def merge(first: Tree, second: Tree) -> Tree:
+    """One tree of two that `select` made: each leaf is in exactly one of them."""
+
+    def either(a: Any, b: Any) -> Any:
+        assert (a is None) != (b is None), "a leaf is in both trees or in neither"
+        return b if a is None else a
+
+    return jax.tree.map(either, first, second, is_leaf=lambda leaf: leaf is None)
 
 
 def num_elements(tree: Tree) -> int:

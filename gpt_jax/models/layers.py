@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gpt_jax.models import lora
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.ops import attention, normalization, positions, products
 from gpt_jax.types import Array
@@ -87,7 +88,11 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-    """y = x w + b, where the last `num_contract` dims of x meet the first dims of w."""
+    """y = x w + b, where the last `num_contract` dims of x meet the first dims of w.
+
+    Where one of config.lora_targets occurs in the module's path, an adapter is added:
+    alpha / R * (x a) b (arXiv:2106.09685), which begins as zero.
+    """
 
     config: TransformerConfig
     shape: tuple[int, ...]
@@ -102,11 +107,23 @@ class Dense(nn.Module):
         fan_in = math.prod(self.shape[:n]) * self.fan_in_factor
         init = weight_init(c, fan_in, residual=self.residual)
         w = param(self, "kernel", init, self.axes, self.shape)
-        y = products.project(x, w, products.precision(c.dtype, platform), n)
+        precision = products.precision(c.dtype, platform)
+        y = products.project(x, w, precision, n)
         if c.bias:
             b = param(self, "bias", nn.initializers.zeros, self.axes[n:], self.shape[n:])
             y = y + b.astype(y.dtype)
+        if c.lora_rank and lora.is_target(c, self.path):
+            y = y + self._low_rank(x, precision).astype(y.dtype)
         return y
+
+    def _low_rank(self, x: Array, precision: products.Precision) -> Array:
+        c, n = self.config, self.num_contract
+        ins, outs, rank = self.shape[:n], self.shape[n:], c.lora_rank
+        init = nn.initializers.normal(math.prod(ins) ** -0.5)
+        a = param(self, "lora_a", init, (*self.axes[:n], "rank"), (*ins, rank))
+        b = param(self, "lora_b", nn.initializers.zeros, ("rank", *self.axes[n:]), (rank, *outs))
+        low = products.project(x, a, precision, n)
+        return c.lora_alpha / rank * products.project(low, b, precision)
 
 
 class Attention(nn.Module):

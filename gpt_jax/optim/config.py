@@ -1,6 +1,7 @@
 """What an optimizer is made of: a frozen, validated dataclass.  Starts no JAX."""
 
 import dataclasses
+import re
 
 from gpt_jax.optim.durations import Duration
 
@@ -28,6 +29,12 @@ class OptimizerConfig:
       weight_decay: Decoupled, times the learning rate; "adam" has none, and "muon" decays its
         matrices alone, not embeddings and head.
       clip_norm: Largest global norm of the gradient; 0: no clipping.
+      freeze: Regular expressions; parameters in whose name one occurs are not trained, and have no
+        slots in the optimizer ("^tokens", "stack/layers_[0-3]/").
+      train: Regular expressions of parameters that are trained although frozen or, with LoRA, no
+        part of an adapter ("^classifier").
+      layer_decay: The learning rate of layer i of L is multiplied with
+        layer_decay ** (L - i), that of the embeddings with layer_decay ** (L + 1); 1: equal rates.
     """
 
     name: str = "adamw"
@@ -43,6 +50,9 @@ class OptimizerConfig:
     momentum: float = 0.95
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    freeze: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    layer_decay: float = 1.0
 
     def __post_init__(self):
         if self.name not in ("adamw", "adam", "muon"):
@@ -59,5 +69,17 @@ class OptimizerConfig:
         for name in ("final", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optimizer.{name}: {getattr(self, name)!r} is below 0")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer_decay: {self.layer_decay!r} is not in (0, 1]")
+        for name in ("freeze", "train"):
+            for pattern in getattr(self, name):
+                _check_pattern(f"optimizer.{name}", pattern)
         for name in ("warmup", "decay"):
             Duration.parse(f"optimizer.{name}", getattr(self, name))
+
+
+def _check_pattern(field: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{field}: {pattern!r} is no regular expression: {error}") from None

@@ -11,17 +11,21 @@ from gpt_jax import trees
 from gpt_jax.optim import schedules
 from gpt_jax.optim.config import OptimizerConfig
 from gpt_jax.optim.durations import Clock, Duration
+from gpt_jax.optim.layer_decay import scale_by_layer
 from gpt_jax.types import Array, Tree
 
 # Which axes of a weight Muon takes as rows and columns, from the end: a leading axis of stacked
-# layers is a batch of matrices. What matches nothing is left to Adam.
+# layers is a batch of matrices. What matches nothing is left to Adam: embeddings, heads (poolers
+# and the dense layer of a masked language model too, which belong to the head) and adapters, whose
+# two factors share one matrix's scale and start far apart in size.
 _MUON_AXES = {
     r"attention/(q|k|v)/kernel$": ((-3,), (-2, -1)),
     r"attention/out/kernel$": ((-3, -2), (-1,)),
     r"mlp/(up|gate|down)/kernel$": ((-2,), (-1,)),
 }
-# Weight decay is for matrices: norms, biases and learned positions are left out.
-_NO_DECAY = (r"/scale$", r"/bias$", r"(^|/)positions$")
+# Weight decay is for matrices: left out are norms, biases (the tables of relative ones too), and
+# what is added to the embedding of every token, learned positions and token types.
+_NO_DECAY = (r"/scale$", r"/bias$", r"^(token_types|(encoder_)?(positions|relative))$")
 
 
 def learning_rate(config: OptimizerConfig, clock: Clock) -> Callable[[Array | int], Array]:
@@ -37,7 +41,10 @@ def learning_rate(config: OptimizerConfig, clock: Clock) -> Callable[[Array | in
 
 
 def make_optimizer(config: OptimizerConfig, clock: Clock) -> optax.GradientTransformation:
-    """The optax chain: clipping, then the named optimizer with its schedule."""
+    """The optax chain: clipping, the named optimizer with its schedule, the rates of the layers.
+
+    Parameters that are None (trees.select) are frozen: they have no slots and no updates.
+    """
     rate = learning_rate(config, clock)
     decay_mask = _decay_mask if config.weight_decay else None
     if config.name == "muon":
@@ -62,9 +69,12 @@ def make_optimizer(config: OptimizerConfig, clock: Clock) -> optax.GradientTrans
             weight_decay=config.weight_decay if config.name == "adamw" else 0.0,
             mask=decay_mask,
         )
-    if not config.clip_norm:
-        return update
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    chain = [update]
+    if config.clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.layer_decay != 1:
+        chain.append(scale_by_layer(config.layer_decay))
+    return optax.chain(*chain) if len(chain) > 1 else update
 
 
 def _decay_mask(params: Tree) -> Tree:

@@ -1,6 +1,8 @@
 """Checkpoints of a run: the one module that touches Orbax."""
 
+import dataclasses
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -37,19 +39,39 @@ def _digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: digest(array) for name, array in arrays.items()}
 
 
+@dataclasses.dataclass
+class _Retention:
+    """Orbax's preservation policy: the newest `keep` steps (None: all) and those in `best`."""
+
+    keep: int | None
+    best: frozenset[int] = frozenset()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        newest = sorted(steps) if self.keep is None else sorted(steps)[-self.keep :]
+        return [step in newest or step in self.best for step in steps]
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a run: one folder a step, written asynchronously.
 
-    A step's folder appears by a rename when all of it is written: a run that is killed while
-    saving leaves the older steps untouched.
+    A step's folder appears by a rename when all of it is written, and older steps go only then: a
+    run that is killed while saving leaves them untouched.
+
+    Args:
+      directory: The folder.
+      keep: How many of the newest steps are kept, besides the best ones that `save` is told; None:
+        the folder is only read.
     """
 
     def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
         # Orbax wants an absolute path; a URL is one.
         path = os.fspath(directory)
         self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
+        self._retention = _Retention(keep)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=self._retention,
             cleanup_tmp_directories=keep is not None,
             create=keep is not None,
         )
@@ -59,11 +81,18 @@ class Checkpoints:
         """Steps that are saved, oldest first; after `wait`, all of them whole."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
-        """Saves a TrainState in the background; `metadata` holds JSON values.
+    def save(
+        self, step: int, state: Any, metadata: dict[str, Any], best: Iterable[int] = ()
+    ) -> None:
+        """Saves in the background; returns when the arrays are copied, so that they may be donated.
 
-        Returns when the arrays are copied, so that the caller may donate them.
+        Args:
+          step: Its name.
+          state: A TrainState; parameters that are None (frozen ones) are not part of it.
+          metadata: JSON values.
+          best: Steps (runs.best.best_steps) that are kept besides the newest.
         """
+        self._retention.best = frozenset(best)
         arrays = _canonical(state)
         digests = jax.device_get(_digests(arrays))
         manifest = {
@@ -78,16 +107,10 @@ class Checkpoints:
             **metadata,
         }
         params, rest = _split(arrays)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    _PARAMS: ocp.args.StandardSave(params),
-                    _REST: ocp.args.StandardSave(rest),
-                    _MANIFEST: ocp.args.JsonSave(manifest),
-                }
-            ),
-        )
+        items = {_PARAMS: ocp.args.StandardSave(params), _MANIFEST: ocp.args.JsonSave(manifest)}
+        if rest:  # Orbax does not save what is empty
+            items[_REST] = ocp.args.StandardSave(rest)
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """A TrainState of the structure and shardings of `like`, and the saved metadata.
@@ -163,6 +186,38 @@ class Checkpoints:
                 )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         return jax.jit(lambda xs: canonical.unstack(xs, like), out_shardings=shardings)(arrays)
+
+
+def save_params(directory: epath.PathLike, params: Tree, metadata: dict[str, Any]) -> None:
+    """Saves parameters once, in a folder of their own that is made anew: a run's frozen ones.
+
+    Args:
+      directory: The folder; what it held is lost.
+      params: Parameters; None where they are not part of it.
+      metadata: JSON values.
+    """
+    if epath.Path(directory).exists():
+        epath.Path(directory).rmtree()
+    checkpoints = Checkpoints(directory, keep=1)
+    try:
+        checkpoints.save(0, {_PARAMS: params}, metadata)
+    finally:
+        checkpoints.close()  # waits
+
+
+def restore_params(directory: epath.PathLike, like: Tree) -> tuple[Tree, dict[str, Any]]:
+    """What `save_params` saved, and the metadata; as `Checkpoints.restore_params`.
+
+    Raises:
+      ValueError: Nothing is saved there, or it does not fit `like`, or is damaged.
+    """
+    if not (epath.Path(directory) / "0").exists():
+        raise ValueError(f"{os.fspath(directory)!r} holds no saved parameters")
+    checkpoints = Checkpoints(directory)
+    try:
+        return checkpoints.restore_params(0, like)
+    finally:
+        checkpoints.close()
 
 
 def _check_leaves(target: dict, manifest: dict, where: str) -> None:
