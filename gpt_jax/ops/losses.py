@@ -1,4 +1,4 @@
-"""Cross-entropy in f32, with the z-loss of PaLM (arXiv:2204.02311, section 5)."""
+"""Cross-entropy in f32, the z-loss of PaLM (arXiv:2204.02311, section 5), label smoothing."""
 
 import functools
 
@@ -37,6 +37,20 @@ def _cross_entropy_bwd(z_loss, residuals, cotangents):
 
 
 cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+def label_smoothing(logits_BTV: Array, targets_BT: Array, amount: float) -> Array:
+    """What smoothing adds to the negative log-likelihood, f32[B, T] (arXiv:1512.00567, section 7).
+
+    Cross-entropy against (1 - amount) on the target plus amount / V on every class is
+    lse(x) - (1 - amount) x_target - amount mean(x), so the addend is amount (x_target - mean(x)):
+    linear in the logits, hence nothing is kept for its gradient. Negative if the target is
+    unlikely enough; the sum with the negative log-likelihood is not.
+    """
+    logits = logits_BTV.astype(jnp.float32)
+    # A select, not a gather: its transpose fuses with the gradient of the cross-entropy.
+    is_target = jnp.arange(logits.shape[-1]) == targets_BT[..., None]
+    return amount * (jnp.where(is_target, logits, 0.0).sum(-1) - logits.mean(-1))
 
 
 def is_argmax(logits_BTV: Array, targets_BT: Array) -> Array:
