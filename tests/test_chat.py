@@ -2,12 +2,18 @@
 
 import json
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gpt_jax.data.chat import check_messages, encode_chat, encode_preference, encode_prompt
 from gpt_jax.data.chat_template import CHATML, CHATML_TOKENS, ChatTemplate
-from gpt_jax.data.tokenizers import byte_tokenizer
+from gpt_jax.data.examples import Layout
+from gpt_jax.data.tokenizers import byte_tokenizer, train_bpe
+from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.transformer import Transformer, forward, init_params
 
 CHATML_PLAIN = (
     "{% for message in messages %}"
@@ -175,6 +181,15 @@ def test_offsets_without_white_space_still_count_every_token():
     inner = byte_tokenizer(CHATML_TOKENS)
     record = encode_chat(turns("a", " b \n"), Trimmed(), CHATML, 100)
     assert learned_text(inner, record) == " b \n<|im_end|>"
+    record = encode_chat(turns("a", "b", "c", "d"), Trimmed(), chatml(PLAIN_TEXT), 100)
+    assert learned_text(inner, record) == "b\nd\n"
+
+
+def test_a_token_over_the_border_of_a_prompt_is_learned():
+    bpe = train_bpe(["assistant: yes\nuser: no\n" * 50], 300)
+    assert len(bpe.encode(" yes")) == 1
+    record = encode_chat(turns("no", "yes"), bpe, chatml(PLAIN_TEXT), 100)
+    assert learned_text(bpe, record) == " yes\n"
 
 
 def test_several_answers_in_a_row_and_empty_ones(tokenizer):
@@ -435,6 +450,59 @@ def test_a_long_chat_prompt_loses_turns_of_both_segments(tokenizer):
 def test_a_bad_pair_is_named_by_file_row_and_field(row, templated, problem, tokenizer):
     with pytest.raises(ValueError, match=r"^data.path: pairs.jsonl:2: " + problem):
         encode_preference(row, tokenizer, CHATML if templated else None, 64, "pairs.jsonl:2")
+
+
+# --- packing
+
+LENGTH = 128
+
+
+@pytest.fixture(scope="module")
+def packed(tokenizer):
+    """A row of two conversations and a pair, and the segment of each of its places."""
+    records = [
+        encode_chat(turns("a", "b", "c", "d"), tokenizer, CHATML, 100),
+        encode_preference({"prompt": "e", "chosen": "f", "rejected": "gh"}, tokenizer, CHATML, 100),
+        encode_chat(turns("i", "j", system="k"), tokenizer, CHATML, 100),
+    ]
+    return Layout(LENGTH).collate([records]), records
+
+
+def test_packed_conversations_are_segments_of_their_own(packed):
+    batch, records = packed
+    segments = batch["segment_ids"][0]
+    assert segments.max() == 4 and segments[-1] == 0
+    lengths = [np.sum(r["segment_ids"] == n) for r in records for n in set(r["segment_ids"])]
+    assert [np.sum(segments == n) for n in (1, 2, 3, 4)] == lengths
+    for name in ("tokens", "targets", "loss_mask", "positions"):
+        alone = np.concatenate([record[name] for record in records])
+        assert np.array_equal(batch[name][0, : len(alone)], alone)
+        assert not batch[name][0, len(alone) :].any()
+
+
+def test_packed_conversations_do_not_see_each_other(packed):
+    """By gradient: each place holds a token of its own, so a row of the table is a place."""
+    batch = {**packed[0], "tokens": np.arange(LENGTH, dtype=np.int32)[None]}
+    config = TransformerConfig(
+        vocab_size=LENGTH, seq_len=LENGTH, num_layers=2, embed_dim=8, num_heads=2, mlp_dim=16,
+        head="none", init="gpt2",
+    )  # fmt: skip
+    model = Transformer(config, "cpu")
+    params = jax.jit(lambda: nn.meta.unbox(init_params(model, jax.random.key(0))))()
+    counted = batch["loss_mask"][0] * (batch["segment_ids"][0] == np.arange(1, 5)[:, None])
+
+    def outputs(table):
+        """f32[4]: what the learned places of each segment give."""
+        features = forward(model, {**params, "tokens": table}, batch)[0]
+        return counted @ (features @ jnp.sin(jnp.arange(8.0) ** 2))
+
+    influence = np.abs(jax.jit(jax.jacrev(outputs))(params["tokens"])).sum(-1)  # segment, place
+    for n in range(1, 5):
+        places = batch["segment_ids"][0] == n
+        last = np.flatnonzero(places & (batch["loss_mask"][0] > 0))[-1]
+        inside = places & (np.arange(LENGTH) <= last)
+        assert (influence[n - 1, inside] > 0).all()
+        assert (influence[n - 1, ~inside] == 0).all()
 
 
 # --- against Hugging Face
