@@ -7,14 +7,18 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gpt_jax.types import Array
 
 
 def rotary_tables(positions_BT: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
     """cos and sin, f32[B, T, 1, H/2], of the angles position * theta^(-2i/H)."""
+    # Rounded as Hugging Face's: the power to f32, then its inverse. One unit in the last place is
+    # an angle of 1e-5 at position 500.
+    power = np.asarray(theta ** (np.arange(0, head_dim, 2) / head_dim), np.float32)
+    frequency = np.float32(1) / power
     # f32: in bf16 positions above 256 would collide.
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 

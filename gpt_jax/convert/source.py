@@ -1,0 +1,202 @@
+"""`init.source`: where a run's first parameters are from.  Starts no JAX.
+
+"hf:DIR" is a folder of Hugging Face's, "gguf:FILE" a GGUF file; everything else is a run directory.
+"hf:minilm" and "gguf:smollm2" are the models of data.model_packages, once they are fetched.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.convert import table
+from gpt_jax.convert.bert import BERT, HEADS_OF
+from gpt_jax.convert.gguf_file import GGUF, LLAMA_GGUF
+from gpt_jax.convert.gpt2 import GPT2
+from gpt_jax.convert.hf_config import HFConfig, read_hf_config
+from gpt_jax.convert.llama import LLAMA
+from gpt_jax.convert.t5 import T5, T5_ENCODER
+from gpt_jax.convert.tensors import Renamed, SafeTensors
+from gpt_jax.convert.tokenizer_files import gguf_tokenizer, hf_tokenizer
+from gpt_jax.data.model_packages import MODELS, model_folder
+from gpt_jax.models.config import TransformerConfig
+from gpt_jax.parallel.cache_folder import cache_dir
+
+# The class that wrote the weights -> its family.
+ARCHITECTURES = {
+    "GPT2LMHeadModel": GPT2,
+    "GPT2Model": GPT2,
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": LLAMA,
+    **dict.fromkeys(HEADS_OF, BERT),
+    "T5ForConditionalGeneration": T5,
+    "MT5ForConditionalGeneration": T5,
+    "T5EncoderModel": T5_ENCODER,
+    "MT5EncoderModel": T5_ENCODER,
+}
+# Where config.json names no class.
+_MODEL_TYPES = {"gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "bert": BERT, "t5": T5, "mt5": T5}
+# Another value of these computes something else with the same parameters.
+_SAME = (
+    "family", "positions", "rope_theta", "relative_max_distance", "norm", "norm_order", "norm_eps",
+    "activation", "scale_attention", "scale_embedding", "scale_logits",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A parsed `init.source`.
+
+    Attributes:
+      kind: "hf", "gguf" or "run".
+      path: Its folder or file.
+    """
+
+    kind: str
+    path: Path
+
+    @classmethod
+    def parse(cls, spec: str) -> "Source":
+        """Reads "hf:DIR", "gguf:FILE" or the path of a run directory.
+
+        Raises:
+          ValueError: The path is empty, or a run is named where there is none.
+        """
+        kind, colon, path = spec.partition(":")
+        if colon and kind in ("hf", "gguf"):
+            if not path:
+                raise ValueError(f"init.source: {spec!r} names no path")
+            return cls(kind, _packaged(kind, path))
+        folder = Path(spec).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"init.source: {spec!r} is no run directory; give one, hf:DIR or gguf:FILE"
+            )
+        if "model" not in json.loads((folder / "config.json").read_text()):
+            raise ValueError(
+                f"init.source: {spec!r} is no run directory; for a folder of Hugging Face's "
+                f"write 'hf:{spec}'"
+            )
+        return cls("run", folder)
+
+
+def _packaged(kind: str, path: str) -> Path:
+    """The path, or the fetched model of that name where there is no such path."""
+    place = Path(path).expanduser()
+    if place.exists() or path not in MODELS:
+        return place
+    folder = model_folder(path, cache_dir())
+    return next(folder.glob("*.gguf"), folder) if kind == "gguf" else folder
+
+
+def model_values(spec: str) -> dict[str, Any]:
+    """Fields of TransformerConfig that the source's model has.
+
+    Raises:
+      ValueError: There is no such source, or its model is one we cannot represent; the message
+        names the setting and its value.
+    """
+    source = Source.parse(spec)
+    if source.kind == "run":
+        return json.loads((source.path / "config.json").read_text())["model"]
+    return _open(source)[2]
+
+
+def inherit_model(values: dict[str, Any]) -> dict[str, Any]:
+    """A config's values with the model section completed from `init.source`.
+
+    Raises:
+      ValueError: There is no such source, or its model cannot be represented.
+    """
+    source = values.get("init", {}).get("source", "")
+    if not source:
+        return values
+    inherited = dict(model_values(source))
+    if "tokenizer" not in values.get("data", {}):
+        # Its ids are what the parameters know.
+        tokenizer = str(tokenizer_path(source, cache_dir()))
+        values = {**values, "data": {**values.get("data", {}), "tokenizer": tokenizer}}
+    # How the source's run was computed, and adapters that are merged when it is read.
+    for name in ("scan", "remat", "attention", "lora_rank", "lora_alpha", "lora_targets"):
+        inherited.pop(name, None)
+    own = values.get("model", {})
+    if "head" in own and "num_classes" not in own:
+        inherited.pop("num_classes", None)
+    return {**values, "model": {**inherited, **own}}
+
+
+def load_params(spec: str, config: TransformerConfig) -> dict[str, np.ndarray]:
+    """The parameters of a Hugging Face or GGUF source, f32, by canonical path.
+
+    Args:
+      spec: "hf:DIR" or "gguf:FILE".
+      config: Of the model that they are for. Sizes and heads may differ: `merge_strict` judges
+        those.
+
+    Raises:
+      ValueError: The model's config computes something else than the source's, or a tensor is
+        missing, unused or of another shape than the source's own config says.
+    """
+    source = Source.parse(spec)
+    assert source.kind != "run", "runs.run.open_run reads runs"
+    family, tensors, values = _open(source)
+    check_same(values, config, spec)
+    return table.read_params(family, values, tensors)
+
+
+def check_same(values: Mapping[str, Any], config: TransformerConfig, where: str) -> None:
+    """Refuses a config with which the source's parameters would compute something else.
+
+    Raises:
+      ValueError: Names the field with both values.
+    """
+    for name in _SAME:
+        if name in values and getattr(config, name) != values[name]:
+            raise ValueError(
+                f"model.{name}: {getattr(config, name)!r} in the config, but {where} has "
+                f"{values[name]!r}"
+            )
+
+
+def tokenizer_path(spec: str, cache_folder) -> Path:
+    """A tokenizer.json: the source's own, or one made of its files and kept in the cache.
+
+    A chat template that a GGUF file holds is put beside it as chat_template.jinja.
+    """
+    source = Source.parse(spec)
+    if source.kind == "gguf":
+        return gguf_tokenizer(_gguf(source.path), cache_dir)
+    if source.kind == "hf":
+        return hf_tokenizer(source.path, cache_folder)
+    return source.path / "tokenizer.json"
+
+
+def _open(source: Source) -> tuple[table.Family, Renamed, dict[str, Any]]:
+    if source.kind == "gguf":
+        tensors = _gguf(source.path)
+        family, config = LLAMA_GGUF, tensors.hf_config()
+    else:
+        config = read_hf_config(source.path)
+        family, tensors = _family(config), SafeTensors(source.path)
+    renamed = table.named_as_in_table(family, config, tensors)
+    return family, renamed, table.model_values(family, config, renamed)
+
+
+# To go through the metadata takes seconds: every token is a field.
+@functools.lru_cache(maxsize=1)
+def _gguf(path: Path) -> GGUF:
+    return GGUF(path)
+
+
+def _family(config: HFConfig) -> table.Family:
+    name, known = config.architecture, ARCHITECTURES
+    if not name:
+        name, known = config.model_type, _MODEL_TYPES
+    if name not in known:
+        what = "architectures" if config.architecture else "model_type"
+        raise config.unsupported(what, name, "only " + ", ".join(known))
+    return known[name]
