@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ml_collections import ConfigDict
+
 
 def parse_argument(argument: str | None, **defaults: Any) -> dict[str, Any]:
     """Reads "size=1m,debug": names with values, and switches.
@@ -37,8 +39,57 @@ def choose(name: str, value: str, table: dict[str, Any]) -> Any:
     return table[value]
 
 
+def small_optimizer(config: Any, learning_rate: float, muon: float = 0.0) -> None:
+    """The optimizer of the small configs: AdamW, or Muon for the matrices of the layers."""
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "muon" if muon else "adamw"
+    config.optimizer.learning_rate = learning_rate
+    if muon:
+        config.optimizer.muon_learning_rate = muon
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup = "5%"
+    config.optimizer.final = 0.0
+    config.optimizer.weight_decay = 0.0 if muon else 0.01
+
+
+def finetuned(source: str, scratch: bool, tokenizer: str = "") -> tuple[Any, Any]:
+    """The sections init and data of a config that begins from a run or another source.
+
+    Args:
+      source: `init.source`.
+      scratch: The source's model and tokenizer, but every parameter drawn anew.
+      tokenizer: Another one than the source's.
+    """
+    init, data = ConfigDict(), ConfigDict()
+    init.source = source
+    if scratch:
+        init.skip = (".",)
+    if tokenizer:
+        data.tokenizer = tokenizer
+    return init, data
+
+
 def shrink(config: Any) -> None:
-    """Makes a config run in seconds on a CPU, on the code path that it has anyway."""
+    """Makes a config run in seconds on a CPU, on the code path that it has anyway.
+
+    A model that is inherited from a source stays as it is; rows and steps become few.
+    """
+    if "embed_dim" in config.model:
+        _shrink_model(config)
+    config.data.seq_len = min(32, config.data.seq_len) if "tasks" not in config else 128
+    if config.data.get("tokenizer", "") == "bpe":
+        config.data.vocab_size = config.model.vocab_size = 512
+    if "tasks" in config:
+        config.tasks.limit, config.tasks.eval_examples, config.tasks.max_new_tokens = 64, 8, 8
+    config.train.batch_size = 8
+    config.train.num_microbatches = min(2, config.train.get("num_microbatches", 1))
+    config.train.duration = "20 steps"
+    config.train.eval_every = config.train.checkpoint_every = "10 steps"
+    config.train.eval_batches = 4
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+
+
+def _shrink_model(config: Any) -> None:
     model = config.model
     if model.get("num_kv_heads", 0):
         model.num_kv_heads = 1
@@ -46,11 +97,4 @@ def shrink(config: Any) -> None:
         if model.get(name, 0):
             model[name] = 0
     model.num_layers, model.embed_dim, model.num_heads = 2, 32, 2
-    config.data.seq_len = model.seq_len = 32
-    if config.data.tokenizer == "bpe":
-        config.data.vocab_size = model.vocab_size = 512
-    config.train.batch_size = 8
-    config.train.num_microbatches = min(2, config.train.get("num_microbatches", 1))
-    config.train.duration = "20 steps"
-    config.train.eval_every = config.train.checkpoint_every = "10 steps"
-    config.mesh.data, config.mesh.fsdp = -1, 1
+    model.seq_len = 32 if "tasks" not in config else 128

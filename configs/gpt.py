@@ -67,7 +67,6 @@ def get_config(argument=None):
     config.train.batch_size = 16 if small else 256
     config.train.duration = "1000 steps"
     config.train.num_microbatches = 1 if small else 16
-    config.train.z_loss = 1e-4
 
     config.mesh = ConfigDict()
     config.mesh.data = 1 if width >= 1920 else -1

@@ -79,16 +79,13 @@ def test_an_epoch_holds_every_target_once(prepared):
     for _ in range(2):
         _, batch = next(batches)
         assert batch["loss_mask"].sum() == rows.num_tokens
-        expected = rows.batch(range(len(rows)))["targets"]
+        expected = rows.parts["train"].batch(range(len(rows)))["targets"]
         assert sorted(map(bytes, batch["targets"])) == sorted(map(bytes, expected))
 
 
 def test_errors_of_the_background_reach_the_caller(prepared):
     class Broken:
-        def __len__(self):
-            return 10
-
-        def batch(self, row_ids):
+        def batch(self, *which):
             raise ValueError("tokens: the disk is gone")
 
     with pytest.raises(ValueError, match="the disk is gone"):
@@ -109,7 +106,7 @@ def test_the_interpreter_exits_with_a_pipeline_open(corpus, tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 1000])
 def test_evaluation_reads_every_row_once_and_pads(prepared, batch_size):
-    rows = prepared.validation
+    rows = prepared.validation["validation"]
     batches = list(evaluation_batches(rows, batch_size))
     assert all(batch["tokens"].shape == (batch_size, 16) for batch in batches)
     tokens = np.concatenate([batch["tokens"] for batch in batches])
@@ -121,7 +118,7 @@ def test_evaluation_reads_every_row_once_and_pads(prepared, batch_size):
 
 
 def test_evaluation_shares_and_limits(prepared):
-    rows = prepared.validation
+    rows = prepared.validation["validation"]
     whole = list(evaluation_batches(rows, 4))
     shares = [evaluation_batches(rows, 4, np.array(share)) for share in ([0, 1], [2, 3])]
     for batch, *local in zip(whole, *shares, strict=True):
@@ -177,8 +174,8 @@ def test_a_single_file_has_validation(tmp_path):
     (tmp_path / "a.txt").write_text("one line\n" * 200)
     config = DataConfig(path=str(tmp_path / "a.txt"), tokenizer="bytes", seq_len=16)
     data = prepare(config, tmp_path / "c")
-    assert data.train.num_bytes + data.validation.num_bytes == 1800
-    assert 50 < data.validation.num_bytes < 200
+    assert data.train.num_bytes + data.validation["validation"].num_bytes == 1800
+    assert 50 < data.validation["validation"].num_bytes < 200
     (tmp_path / "b.txt").write_text("")
     with pytest.raises(ValueError, match=r"data.path: .*b.txt holds no text"):
         prepare(DataConfig(path=str(tmp_path / "b.txt"), tokenizer="bytes"), tmp_path / "c")
@@ -188,8 +185,8 @@ def test_prepare_token_rows(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(40 * 9).reshape(40, 9) % 257)
     config = DataConfig(path=str(tmp_path / "a.npy"), tokenizer="bytes", seq_len=8)
     data = prepare(config, tmp_path / "c")
-    assert (len(data.train), len(data.validation)) == (38, 2)
-    assert data.train.batch([28])["segment_ids"].max() == 2  # holds id 256
+    assert (len(data.train), len(data.validation["validation"])) == (38, 2)
+    assert data.train.parts["train"].batch([28])["segment_ids"].max() == 2  # holds id 256
     with pytest.raises(ValueError, match=r"data.tokenizer: 'bpe' cannot be trained on token rows"):
         prepare(DataConfig(path=str(tmp_path / "a.npy"), seq_len=8), tmp_path / "c")
     np.save(tmp_path / "a.npy", np.zeros((1, 9), int))

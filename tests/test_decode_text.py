@@ -59,6 +59,7 @@ def scripted(*rows):
             self.last = ScriptedDecoding(ids)
             return self.last
 
+    generator._has_encoder = False
     generator._decoder = Decoder()
     return generator
 

@@ -12,7 +12,7 @@ import pytest
 from gpt_jax import trees
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
-from gpt_jax.objectives.causal_lm import causal_lm
+from gpt_jax.objectives.likelihood import likelihood
 from gpt_jax.ops import attention
 from gpt_jax.runs import canonical
 from gpt_jax.scaling import counts
@@ -103,7 +103,7 @@ def loss_and_grads(model, params, deterministic=True):
     def loss(p):
         rngs = {"dropout": jax.random.key(0)}
         outputs = model.apply({"params": p}, tokens(2, 16), deterministic=deterministic, rngs=rngs)
-        return causal_lm(outputs, batch)[0]
+        return likelihood(outputs, batch)[0]
 
     return jax.jit(jax.value_and_grad(loss))(params)
 

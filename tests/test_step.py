@@ -12,7 +12,8 @@ import pytest
 from gpt_jax import trees
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
-from gpt_jax.objectives.causal_lm import causal_lm
+from gpt_jax.objectives.config import ObjectiveConfig
+from gpt_jax.objectives.objectives import make_objective
 from gpt_jax.ops.losses import cross_entropy, is_argmax
 from gpt_jax.optim.config import OptimizerConfig
 from gpt_jax.optim.durations import Clock, Duration
@@ -53,7 +54,7 @@ def set_up(config=CONFIG, optimizer="adamw", mesh=None, microbatches=1, **optimi
     where = shardings(model, init, mesh)
     state = sharding.on_mesh(mesh, jax.jit(init, out_shardings=where))()
     step = functools.partial(
-        train_step, model=model, objective=functools.partial(causal_lm, z_loss=1e-3),
+        train_step, model=model, objective=make_objective(ObjectiveConfig(z_loss=1e-3)),
         optimizer=transform, num_microbatches=microbatches, dropout=config.dropout > 0,
     )  # fmt: skip
     jitted = jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)),

@@ -62,7 +62,8 @@ def make_ours(shape: Shape, dtype: str):
 
     from gpt_jax.models.config import TransformerConfig
     from gpt_jax.models.transformer import Transformer
-    from gpt_jax.objectives.causal_lm import causal_lm
+    from gpt_jax.objectives.config import ObjectiveConfig
+    from gpt_jax.objectives.objectives import make_objective
     from gpt_jax.optim.durations import Clock
     from gpt_jax.optim.optimizers import OptimizerConfig, make_optimizer
     from gpt_jax.runs.state import make_init
@@ -86,7 +87,7 @@ def make_ours(shape: Shape, dtype: str):
         "positions": jnp.broadcast_to(jnp.arange(shape.T), size),
         "segment_ids": jnp.ones(size, jnp.int32),
     }
-    parts = {"model": model, "objective": causal_lm, "optimizer": optimizer}
+    parts = {"model": model, "objective": make_objective(ObjectiveConfig()), "optimizer": optimizer}
     update = jax.jit(functools.partial(train_step, **parts), donate_argnums=0)
 
     def step():

@@ -11,16 +11,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gpt_jax.convert.source import inherit_model
     from gpt_jax.runs.config import flatten, run_config
     from gpt_jax.runs.config_file import load_config
     from gpt_jax.scaling import counts
 
     values, origins = load_config(arguments.config, overrides)
+    values = inherit_model(values)
     config = run_config(values)
     flat = flatten(config.to_dict())
     width = max(map(len, flat))
+    given = flatten(values)
     for name, value in flat.items():
-        print(f"{name:{width}}  {value!s:24}  {origins.get(name, 'default')}")
+        origin = origins.get(name, "init.source" if name in given else "default")
+        print(f"{name:{width}}  {value!s:24}  {origin}")
     groups = counts.parameter_counts(config.model)
     total = sum(groups.values())
     print("\nparameters")

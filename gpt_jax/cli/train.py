@@ -16,11 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gpt_jax.convert.source import inherit_model
     from gpt_jax.data.sources import find_files
     from gpt_jax.runs.config import run_config
     from gpt_jax.runs.config_file import load_config
 
     values, _ = load_config(arguments.config, overrides)
+    values = inherit_model(values)
     for name in ("path", "validation_path"):  # a run is read from other folders too
         if values.get("data", {}).get(name):
             values["data"][name] = os.path.abspath(os.path.expanduser(values["data"][name]))

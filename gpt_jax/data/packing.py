@@ -41,11 +41,12 @@ class Rows:
     def __len__(self) -> int:
         return -(-self.num_tokens // self.seq_len)
 
-    def batch(self, row_ids) -> dict[str, np.ndarray]:
+    def batch(self, row_ids, epochs=None) -> dict[str, np.ndarray]:
         """Rows by number; a number outside [0, len) gives a row of padding.
 
         Args:
           row_ids: int[B].
+          epochs: int[B]; nothing here depends on them.
 
         Returns:
           tokens, targets, positions, segment_ids (from 1 in each row; 0 is padding): int32[B, T];
@@ -55,18 +56,19 @@ class Rows:
           ValueError: the files were damaged since they were opened.
         """
         size = len(self)
-        rows = [self._row(int(row)) if 0 <= row < size else None for row in row_ids]
-        batch = make_batch(rows, self.seq_len, self._eos_id)
+        rows = [self.row_tokens(int(row)) if 0 <= row < size else None for row in row_ids]
+        return make_batch(rows, self.seq_len, self._eos_id)
+
+    def row_tokens(self, row: int) -> np.ndarray:
+        """int[n] of up to T + 1 tokens."""
+        tokens = self._stream.read(row * self.seq_len, (row + 1) * self.seq_len + 1)
         # A flipped bit in a stream too large to be checked whole must not train silently.
-        if max(batch["tokens"].max(), batch["targets"].max()) >= self._vocab_size:
+        if tokens.max() >= self._vocab_size:
             raise ValueError(
                 f"tokens: {self._stream.folder} holds an id beyond the vocabulary of "
                 f"{self._vocab_size}; the files are damaged, delete this folder to rebuild them"
             )
-        return batch
-
-    def _row(self, row: int) -> np.ndarray:
-        return self._stream.read(row * self.seq_len, (row + 1) * self.seq_len + 1)
+        return tokens
 
 
 class TokenRows:
@@ -101,17 +103,18 @@ class TokenRows:
     def __len__(self) -> int:
         return self._stop - self._first
 
-    def batch(self, row_ids) -> dict[str, np.ndarray]:
+    def batch(self, row_ids, epochs=None) -> dict[str, np.ndarray]:
         """See `Rows.batch`.
 
         Raises:
           ValueError: an id is outside the vocabulary; names the file and the row.
         """
         size = len(self)
-        rows = [self._row(int(row)) if 0 <= row < size else None for row in row_ids]
+        rows = [self.row_tokens(int(row)) if 0 <= row < size else None for row in row_ids]
         return make_batch(rows, self.seq_len, self._eos_id)
 
-    def _row(self, row: int) -> np.ndarray:
+    def row_tokens(self, row: int) -> np.ndarray:
+        """int32[T + 1]."""
         row += self._first
         file = bisect.bisect_right(self._starts, row) - 1
         tokens = np.asarray(self._arrays[file][row - self._starts[file]])

@@ -5,12 +5,14 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.documents import TRAIN, VALIDATION, Documents
 from gpt_jax.data.hashing import digest
+from gpt_jax.data.mixture import Mixture
 from gpt_jax.data.order import global_rows
 from gpt_jax.data.packing import PADDING_ROW, Rows, TokenRows
 from gpt_jax.data.sources import TOKEN_ROWS, find_files, open_source
@@ -29,28 +31,30 @@ class PreparedData:
 
     Attributes:
       tokenizer: what a run keeps as its tokenizer.json.
-      train, validation: their rows.
+      train: what is trained on.
+      validation: held-out rows by the name that their results get: "validation", or a task's.
       fingerprint: changes whenever a training batch does: tokens, tokenizer, row length.
       description: JSON types, for the receipt: corpus with version, counts, skipped documents.
     """
 
     tokenizer: Tokenizer
-    train: Rows | TokenRows
-    validation: Rows | TokenRows
+    train: Mixture
+    validation: dict[str, Any]
     fingerprint: str
     description: dict
 
     def fingerprints(self) -> dict[str, str]:
         """What a checkpoint remembers of the data, by split."""
-        return {TRAIN: self.fingerprint, VALIDATION: self.validation.fingerprint}
+        held_out = {name: rows.fingerprint for name, rows in self.validation.items()}
+        return {TRAIN: self.fingerprint, **held_out}
 
     def check_fingerprints(self, saved: dict[str, str]) -> None:
         """Raises ValueError if these are not the data that `saved` was taken of."""
         for split, fingerprint in self.fingerprints().items():
-            if fingerprint != saved[split]:
+            if fingerprint != saved.get(split):
                 raise ValueError(
                     f"data: the {split} split has fingerprint {fingerprint}, but the run's is "
-                    f"{saved[split]}; the text or the tokenizer has changed"
+                    f"{saved.get(split)}; the text or the tokenizer has changed"
                 )
 
 
@@ -67,7 +71,7 @@ def prepare(config: DataConfig, cache_dir, tokenizer: Tokenizer | None = None) -
     """
     kind, files = find_files(config.path, config.pattern) if config.path else ("", [])
     if kind == TOKEN_ROWS:
-        tokenizer = tokenizer or _given_tokenizer(config)
+        tokenizer = tokenizer or given_tokenizer(config)
         if tokenizer is None:
             raise ValueError(
                 "data.tokenizer: 'bpe' cannot be trained on token rows; "
@@ -78,7 +82,7 @@ def prepare(config: DataConfig, cache_dir, tokenizer: Tokenizer | None = None) -
     else:
         documents = {split: open_source(config, split, cache_dir) for split in (TRAIN, VALIDATION)}
         if tokenizer is None:
-            tokenizer = _given_tokenizer(config)
+            tokenizer = given_tokenizer(config)
         if tokenizer is None:
             tokenizer = _trained_tokenizer(documents[TRAIN], config, cache_dir)
         label = documents[TRAIN].label
@@ -86,7 +90,22 @@ def prepare(config: DataConfig, cache_dir, tokenizer: Tokenizer | None = None) -
             split: _tokenised(texts, split, config.seq_len, tokenizer, cache_dir)
             for split, texts in documents.items()
         }
-    train, validation = rows[TRAIN], rows[VALIDATION]
+    return prepared(config, label, tokenizer, Mixture({TRAIN: rows[TRAIN]}), {
+        VALIDATION: rows[VALIDATION]
+    })  # fmt: skip
+
+
+def prepared(
+    config: DataConfig, label: str, tokenizer: Tokenizer, train: Mixture, validation: dict
+) -> PreparedData:
+    """Puts rows and their description together.
+
+    Args:
+      config: where row length and tokenizer come from.
+      label: names the corpus.
+      tokenizer: made the rows.
+      train, validation: see PreparedData.
+    """
     fingerprint = digest(train.fingerprint, tokenizer.fingerprint, config.seq_len)
     description = {
         "name": label,
@@ -99,13 +118,18 @@ def prepare(config: DataConfig, cache_dir, tokenizer: Tokenizer | None = None) -
             "fingerprint": tokenizer.fingerprint,
         },
         TRAIN: _counts(train),
-        VALIDATION: _counts(validation),
+        **{name: _counts(rows) for name, rows in validation.items()},
     }
+    if len(train.parts) > 1:
+        description["mixture"] = {
+            name: {**_counts(part), "share": train.shares[name]}
+            for name, part in train.parts.items()
+        }
     return PreparedData(tokenizer, train, validation, fingerprint, description)
 
 
 def train_batches(
-    rows: Rows | TokenRows,
+    rows: Mixture,
     seed: int,
     batch_size: int,
     start_index: int,
@@ -179,16 +203,15 @@ class _Batches:
 
     def __getitem__(self, i: int):
         index = self._start_index + int(i)
-        row_ids = global_rows(self._seed, len(self._rows), self._batch_size, index)
-        if self._local_rows is not None:
-            row_ids = row_ids[self._local_rows]
-        return index, self._rows.batch(row_ids)
+        batch = self._rows.batch(self._seed, self._batch_size, index, self._local_rows)
+        return index, batch
 
     def __repr__(self) -> str:  # Grain prints its sources
         return f"batches of {self._batch_size} from {self._start_index}"
 
 
-def _given_tokenizer(config: DataConfig) -> Tokenizer | None:
+def given_tokenizer(config: DataConfig) -> Tokenizer | None:
+    """The tokenizer that a config names; None where it is to be trained."""
     if config.tokenizer == "bpe":
         return None
     if config.tokenizer == "bytes":
@@ -197,14 +220,32 @@ def _given_tokenizer(config: DataConfig) -> Tokenizer | None:
 
 
 def _trained_tokenizer(documents: Documents, config: DataConfig, cache_dir) -> Tokenizer:
+    texts, label = _sample(documents), documents.label
+    return trained_tokenizer(texts, documents.fingerprint, label, config, cache_dir)
+
+
+def trained_tokenizer(
+    texts: Iterator[str], fingerprint: str, label: str, config: DataConfig, cache_dir
+) -> Tokenizer:
+    """A BPE of the texts, trained once and kept in the cache.
+
+    Args:
+      texts: read only if it is not there yet.
+      fingerprint: changes whenever the texts do.
+      label: names them in messages.
+      config: size and special tokens.
+      cache_dir: see `prepare`.
+
+    Raises:
+      ValueError: there is no text.
+    """
     vocab_size, special = config.vocab_size, config.special_tokens
-    key = digest("bpe", FORMAT, documents.fingerprint, vocab_size, special, _BPE_BYTES)
+    key = digest("bpe", FORMAT, fingerprint, vocab_size, special, _BPE_BYTES)
     path = Path(cache_dir) / "tokenizers" / f"{key}.json"
     if not path.exists():
-        texts = _sample(documents)
         first = next(texts, None)
         if first is None:
-            raise ValueError(f"data: {documents.label} holds no text")
+            raise ValueError(f"data: {label} holds no text")
         trained = train_bpe(itertools.chain([first], texts), vocab_size, special)
         trained.save(path)
         if trained.vocab_size < vocab_size:
@@ -261,7 +302,7 @@ def _token_rows(config, files, tokenizer, cache_dir) -> dict[str, TokenRows]:
     return rows
 
 
-def _counts(rows: Rows | TokenRows) -> dict:
+def _counts(rows: Any) -> dict:
     return {
         "rows": len(rows),
         "tokens": rows.num_tokens,

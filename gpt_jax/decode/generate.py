@@ -30,7 +30,12 @@ class Decoder:
     """
 
     def __init__(
-        self, model: Transformer, params: Tree, *, vocab_size: int | None = None, eos_id: int | None = None
+        self,
+        model: Transformer,
+        params: Tree,
+        *,
+        vocab_size: int | None = None,
+        eos_id: int | None = None,
     ):
         """
         Args:
@@ -58,17 +63,24 @@ class Decoder:
     def start(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> "Decoding":
         """Reads the prompts; params.n rows for each, prompt by prompt.
 
+        An encoder_decoder's prompts are what its encoder reads; its decoder begins with start_id.
+
         Raises:
           ValueError: a prompt is empty, holds an unknown id, or leaves no place in the context.
         """
+        has_encoder = self.model.config.family == "encoder_decoder"
         for prompt in prompts:
-            self._check(prompt)
+            self._check(prompt, self.model.config.seq_len + has_encoder)
+        sources = None
+        if has_encoder:
+            start_id = self.model.config.start_id
+            start_id = start_id if start_id >= 0 else self._eos_id
+            sources, prompts = prompts, [[start_id]] * len(prompts)
         # The last token of a prompt is the first step's input.
         cached = [prompt[:-1] for prompt in prompts]
-        return Decoding(self, prompts, params, self._prefill(cached))
+        return Decoding(self, prompts, params, self._prefill(cached, sources))
 
-    def _check(self, prompt: Sequence[int]) -> None:
-        context = self.model.config.seq_len
+    def _check(self, prompt: Sequence[int], context: int) -> None:
         if not len(prompt):
             raise ValueError("prompt: 0 tokens are not at least 1")
         if len(prompt) >= context:
@@ -79,16 +91,28 @@ class Decoder:
         if unknown:
             raise ValueError(f"prompt: {unknown[0]} is not an id from 0 to {self._vocab_size - 1}")
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> Cache:
+    def _prefill(
+        self, prompts: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] | None
+    ) -> Cache:
         """A cache with at least the prompts' rows and places."""
         config = self.model.config
-        num_rows, longest = _bucket(len(prompts)), max(map(len, prompts))
-        if not longest:
+        num_rows = _bucket(len(prompts))
+        if sources is None and not max(map(len, prompts)):
             return make_cache(config, num_rows, 1, config.dtype)
-        tokens_BT = np.zeros((num_rows, _bucket(longest, _MIN_BUCKET, config.seq_len)), np.int32)
-        for row_T, prompt in zip(tokens_BT, prompts, strict=False):
-            row_T[: len(prompt)] = prompt
-        return loop.prefill(self.model, self._params, tokens_BT)
+        arguments = _padded(prompts, num_rows, config.seq_len)
+        if sources is not None:
+            arguments += _padded(sources, num_rows, config.seq_len)
+        return loop.prefill(self.model, self._params, *arguments)
+
+
+def _padded(prompts: Sequence[Sequence[int]], num_rows: int, most: int):
+    """int32[num_rows, T] with zeros behind the prompts, and int32[num_rows] lengths."""
+    longest = max(1, max(map(len, prompts)))
+    tokens_BT = np.zeros((num_rows, _bucket(longest, _MIN_BUCKET, most)), np.int32)
+    lengths_B = np.zeros(num_rows, np.int32)
+    for i, prompt in enumerate(prompts):
+        tokens_BT[i, : len(prompt)], lengths_B[i] = prompt, len(prompt)
+    return tokens_BT, lengths_B
 
 
 class Decoding:

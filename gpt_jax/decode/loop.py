@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gpt_jax.models.layers import LayerCache
 from gpt_jax.models.transformer import Cache, Transformer, make_cache
 from gpt_jax.ops import sampling
 from gpt_jax.types import Array, Tree
@@ -51,16 +52,44 @@ def row_keys(seeds_B: Array, samples_B: Array) -> Array:
     return jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(seeds_B, samples_B)
 
 
+# No query has a rank as high: a key that nobody sees.
+_UNSEEN = 2**30
+
+
 @functools.partial(jax.jit, static_argnames=("model",))
-def prefill(model: Transformer, params: Tree, tokens_BT: Array) -> Cache:
+def prefill(
+    model: Transformer,
+    params: Tree,
+    tokens_BT: Array,
+    lengths_B: Array,
+    source_BS: Array | None = None,
+    source_lengths_B: Array | None = None,
+) -> Cache:
     """A cache of T places that holds tokens_BT, right-padded prompts.
 
     Its index is T in every row: who knows the true lengths sets it, and what stands behind them
     is not seen and overwritten.
+
+    Args:
+      model: The Transformer.
+      params: Its parameters.
+      tokens_BT: int32 ids.
+      lengths_B: Tokens of each prompt; the rest is padding.
+      source_BS: An encoder's right-padded input.
+      source_lengths_B: Tokens of each of these.
     """
     B, T = tokens_BT.shape
     cache = make_cache(model.config, B, T, model.config.dtype)
-    return model.apply({"params": params}, tokens_BT, cache=cache)[1]
+    inputs = {}
+    if model.config.read_prompts_whole:
+        inside = jnp.arange(T) < lengths_B[:, None]
+        inputs["key_ranks"] = jnp.where(inside, 0, _UNSEEN)
+        inputs["query_ranks"] = jnp.zeros((B, T), jnp.int32)
+    if source_BS is not None:
+        inside = jnp.arange(source_BS.shape[1]) < source_lengths_B[:, None]
+        inputs["encoder_tokens"] = source_BS
+        inputs["encoder_segment_ids"] = inside.astype(jnp.int32)
+    return model.apply({"params": params}, tokens_BT, cache=cache, features=True, **inputs)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("length",))
@@ -70,13 +99,21 @@ def spread(cache: Cache, rows_B: Array, lengths_B: Array, *, length: int) -> Cac
     A prompt that is to be continued several times is prefilled once and copied.
     """
 
-    def take(old: Array) -> Array:
+    def take(old: Array | None) -> Array | None:
         # [B, S, K, H], or [L, B, S, K, H] with stacked layers.
-        old = jnp.take(old, rows_B, axis=old.ndim - 4)
+        return None if old is None else jnp.take(old, rows_B, axis=old.ndim - 4)
+
+    def longer(old: Array) -> Array:
         missing = length - old.shape[-3]
         return jnp.pad(old, [(0, 0)] * (old.ndim - 3) + [(0, missing), (0, 0), (0, 0)])
 
-    return Cache(jax.tree.map(take, cache.layers), lengths_B)
+    def layer(old: LayerCache) -> LayerCache:
+        own = longer(take(old.k_BSKH)), longer(take(old.v_BSKH))
+        return LayerCache(*own, take(old.memory_k_BSKH), take(old.memory_v_BSKH))
+
+    layers = jax.tree.map(layer, cache.layers, is_leaf=lambda x: isinstance(x, LayerCache))
+    segments = cache.memory_segments_BS
+    return Cache(layers, lengths_B, None if segments is None else segments[rows_B])
 
 
 @functools.partial(

@@ -37,7 +37,8 @@ class Completion:
       token_ids: All that was generated, with the token that ended it.
       logprobs: The log-probability of each of them under the model's own distribution, before
         temperature and other rules.
-      num_prompt_tokens: Tokens of the prompt, with the end-of-text token before it.
+      num_prompt_tokens: Tokens of the prompt, with the end-of-text token before it (in an encoder's
+        input behind it).
     """
 
     text: str
@@ -61,6 +62,7 @@ class Generator:
           ValueError: the tokenizer has more ids than the model.
         """
         self.tokenizer = tokenizer
+        self._has_encoder = model.config.family == "encoder_decoder"
         self._decoder = Decoder(
             model, params, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
         )
@@ -106,6 +108,8 @@ class Generator:
         )
 
     def _encode(self, prompt: str) -> list[int]:
+        if self._has_encoder:  # what an encoder reads ends with it
+            return [*self.tokenizer.encode(prompt), self.tokenizer.eos_id]
         # The end-of-text token also begins each document of the training data.
         return [self.tokenizer.eos_id, *self.tokenizer.encode(prompt)]
 

@@ -1,31 +1,66 @@
 """Evaluations of a finished run, from its directory alone."""
 
+from typing import Any
+
 from etils import epath
 
 from gpt_jax.data.compression import compression_bits_per_byte
 from gpt_jax.data.documents import VALIDATION
-from gpt_jax.data.pipeline import prepare
 from gpt_jax.data.sources import open_source
+from gpt_jax.evals.during_training import text_bytes
+from gpt_jax.evals.task_evaluation import evaluate_task
 from gpt_jax.evals.validation import Validation
-from gpt_jax.objectives.causal_lm import causal_lm
+from gpt_jax.objectives.objectives import make_objective
 from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs.config import RunConfig
+from gpt_jax.runs.data import prepare_run
 from gpt_jax.runs.run import open_run
+from gpt_jax.tasks.table import find_task
 
 
 def validation(
     workdir: epath.PathLike, step: int | None, cache_dir: epath.PathLike
 ) -> dict[str, float]:
-    """Means over the whole validation split; see Validation.run."""
+    """The objective's means over whole held-out splits; see Validation.run.
+
+    With several splits (tasks) each name begins with that of its split.
+    """
     run = open_run(workdir, step)
-    data = prepare(run.config.data, cache_dir, run.tokenizer)
+    data = prepare_run(run.config, cache_dir, run.tokenizer)
     data.check_fingerprints(run.data_fingerprints)
     mesh = make_mesh(MeshConfig())
     # Whole rows for every device, however many there are here.
     batch_size = -(-run.config.train.microbatch_size // mesh.size) * mesh.size
-    evaluator = Validation(run.model, causal_lm, data, batch_size, mesh)
-    return evaluator.run(run.params, whole=True)
+    objective = make_objective(run.config.objective, training=False)
+    if objective.needs_teacher:
+        name = run.config.objective.name
+        raise ValueError(f"--tasks: 'validation' of objective {name!r} is measured in training only")
+    results = {}
+    for name, rows in data.validation.items():
+        token_bytes = text_bytes(run.config, data, rows)
+        evaluator = Validation(run.model, objective, rows, token_bytes, batch_size, mesh)
+        prefix = f"{name}/" if len(data.validation) > 1 else ""
+        figures = evaluator.run(run.params, whole=True)
+        results |= {prefix + figure: value for figure, value in figures.items()}
+    return results
+
+
+def task(
+    workdir: epath.PathLike, step: int | None, cache_dir: epath.PathLike, name: str, split: str,
+    *, limit: int = 0, num_shots: int = 0, allow_code_execution: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """A task's scores; see task_evaluation.evaluate_task."""
+    run = open_run(workdir, step)
+    config = run.config
+    return evaluate_task(
+        run.model, run.params, run.tokenizer, find_task(name), split, cache_dir,
+        seq_len=config.data.seq_len,
+        source_len=config.tasks.source_len or config.data.seq_len,
+        limit=limit, num_shots=num_shots, seed=config.seed,
+        max_tokens=config.tasks.max_new_tokens,
+        batch_size=config.train.microbatch_size, allow_code_execution=allow_code_execution,
+    )  # fmt: skip
 
 
 def compression(config: RunConfig, cache_dir: epath.PathLike) -> dict[str, float]:

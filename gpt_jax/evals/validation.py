@@ -1,28 +1,39 @@
-"""Loss, perplexity, bits per byte and accuracy on held-out rows."""
+"""An objective's means on held-out rows: loss, perplexity, bits per byte, accuracy."""
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gpt_jax.data.pipeline import PreparedData, evaluation_batches
+from gpt_jax.data.pipeline import evaluation_batches
+from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.models.transformer import Transformer, forward
+from gpt_jax.objectives.objectives import Objective
 from gpt_jax.parallel import sharding
 from gpt_jax.types import Array, Batch, Tree
 
 
 def eval_step(
-    params: Tree, batch: Batch, token_bytes: Array, *, model: Transformer, objective: Callable
+    params: Tree,
+    batch: Batch,
+    token_bytes: Array | None,
+    teacher_params: Tree = None,
+    *,
+    model: Transformer,
+    objective: Objective,
+    teacher: Transformer | None = None,
 ) -> dict[str, Array]:
-    """The objective's sums over a batch, `num_targets`, and `num_bytes` of them; no dropout."""
-    _, sums = objective(forward(model, params, batch), batch)
-    mask = batch["loss_mask"]
-    num_bytes = (token_bytes[batch["targets"]] * mask).sum()
-    return {**sums, "num_targets": mask.sum(), "num_bytes": num_bytes}
+    """The objective's sums over a batch, `count` to divide them by, `num_bytes`; no dropout."""
+    if teacher is not None:
+        batch = {**batch, "teacher_logits": forward(teacher, teacher_params, batch)}
+    _, sums = objective.loss(forward(model, params, batch), batch)
+    sums = {**sums, "count": objective.count(batch)}
+    if token_bytes is not None:
+        sums["num_bytes"] = (token_bytes[batch["targets"]] * batch["loss_mask"]).sum()
+    return sums
 
 
 class Validation:
@@ -30,35 +41,42 @@ class Validation:
 
     Args:
       model: The model.
-      objective: (outputs, batch) -> sum to minimise, sums of metrics.
-      data: Whose validation rows are read.
+      objective: What is measured.
+      rows: The held-out rows.
+      token_bytes: UTF-8 bytes of each id's text, f32[V] (bytes_by_token); None: targets are no
+        text.
       batch_size: Sequences of a global batch.
       mesh: Where it runs.
       max_batches: Batches of one evaluation; 0: all rows.
+      teacher: A model and its parameters for objectives that compare with one.
     """
 
     def __init__(
         self,
         model: Transformer,
-        objective: Callable,
-        data: PreparedData,
+        objective: Objective,
+        rows: Any,
+        token_bytes: np.ndarray | None,
         batch_size: int,
         mesh: Mesh,
         max_batches: int = 0,
+        teacher: tuple[Transformer, Tree] | None = None,
     ):
-        score = functools.partial(eval_step, model=model, objective=objective)
+        teacher_model, self._teacher_params = teacher or (None, None)
+        score = functools.partial(
+            eval_step, model=model, objective=objective, teacher=teacher_model
+        )
         self._eval_step = sharding.on_mesh(mesh, jax.jit(score))
-        self._rows = data.validation
-        self._token_bytes = _bytes_by_token(data)
+        self._rows = rows
+        self._token_bytes = token_bytes
         self._batch_size = batch_size
         self._mesh = mesh
         self._max_batches = max_batches
 
     def run(self, params: Tree, *, whole: bool = False) -> dict[str, float]:
-        """Means over the targets: loss in nats, perplexity, accuracy, and bits_per_byte.
+        """The objective's means, `loss` in nats first; of text also perplexity and bits_per_byte.
 
         Bits per byte are the nats of all targets over ln 2 and over the UTF-8 bytes of their text.
-        With a tokenizer that is not byte-level a token counts the split's mean bytes.
         """
         local = sharding.local_rows(self._batch_size, self._mesh)
         batches = evaluation_batches(
@@ -69,24 +87,27 @@ class Validation:
         )
         sums: dict[str, Any] = {}
         for batch in batches:
-            step_sums = self._eval_step(params, place(batch), self._token_bytes)
-            for name, value in jax.device_get(step_sums).items():
+            arguments = params, place(batch), self._token_bytes, self._teacher_params
+            for name, value in jax.device_get(self._eval_step(*arguments)).items():
                 sums[name] = sums.get(name, 0.0) + np.float64(value)
-        loss = float(sums["loss"] / sums["num_targets"])
-        result = {
-            "loss": loss,
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "accuracy": float(sums["accuracy"] / sums["num_targets"]),
-        }
-        if sums["num_bytes"]:
-            result["bits_per_byte"] = float(sums["loss"] / math.log(2) / sums["num_bytes"])
+        count, num_bytes = sums.pop("count"), sums.pop("num_bytes", None)
+        means = {name: float(value / count) for name, value in sums.items() if name != "z_loss"}
+        loss = means.pop("loss")
+        if num_bytes is None:
+            return {"loss": loss, **means}
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        result = {"loss": loss, "perplexity": perplexity, **means}
+        if num_bytes:
+            result["bits_per_byte"] = float(sums["loss"] / math.log(2) / num_bytes)
         return result
 
 
-def _bytes_by_token(data: PreparedData) -> np.ndarray:
-    """UTF-8 bytes of each id's text, f32[V]; zeros where the bytes of the text are not known."""
-    exact = data.tokenizer.token_bytes()
+def bytes_by_token(tokenizer: Tokenizer, rows: Any) -> np.ndarray:
+    """UTF-8 bytes of each id's text, f32[V]; zeros where the bytes of the text are not known.
+
+    With a tokenizer that is not byte-level a token counts the rows' mean bytes.
+    """
+    exact = tokenizer.token_bytes()
     if exact is not None:
         return exact.astype(np.float32)
-    rows = data.validation
-    return np.full(data.tokenizer.vocab_size, rows.num_bytes / rows.num_tokens, np.float32)
+    return np.full(tokenizer.vocab_size, rows.num_bytes / rows.num_tokens, np.float32)

@@ -57,6 +57,8 @@ class TransformerConfig:
       scale_attention: Scores are divided by sqrt(H); T5's are not.
       scale_embedding: The embedding is multiplied by sqrt(D).
       scale_logits: The outputs are divided by sqrt(D) before the head (T5 v1.0).
+      read_prompts_whole: A decoder reads a prompt, but for its last token, in both directions
+        (prefix LM, arXiv:1910.10683, section 3.2).
       start_id: The id that a decoder of an encoder_decoder begins with; -1: the end of a text.
       qk_norm: RMS norm of queries and keys, per head (arXiv:2302.05442).
       logit_softcap: c in c * tanh(logits / c) (Gemma 2, arXiv:2408.00118); 0: none.
@@ -111,6 +113,7 @@ class TransformerConfig:
     scale_attention: bool = True
     scale_embedding: bool = False
     scale_logits: bool = False
+    read_prompts_whole: bool = False
     start_id: int = -1
     lora_rank: int = 0
     lora_alpha: float = 16.0

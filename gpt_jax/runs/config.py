@@ -3,14 +3,19 @@
 import ast
 import dataclasses
 import difflib
+import re
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from gpt_jax.data.config import MIN_VOCAB_SIZE, DataConfig
 from gpt_jax.models.config import TransformerConfig
+from gpt_jax.objectives.config import ObjectiveConfig
 from gpt_jax.optim.config import OptimizerConfig
 from gpt_jax.optim.durations import Duration
 from gpt_jax.parallel.config import MeshConfig
+from gpt_jax.runs.best import metric_mode
+from gpt_jax.tasks.config import TasksConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +26,17 @@ class TrainConfig:
       batch_size: Sequences of the global batch.
       duration: Length of the run.
       num_microbatches: The gradient is accumulated over this many parts of a batch.
-      z_loss: Weight of the z-loss (arXiv:2204.02311, which uses 1e-4).
       log_every: Steps between rows of training metrics.
       eval_every: Between evaluations; one follows the last step.
       eval_batches: Validation batches (of microbatch_size) of an evaluation while training; 0: the
         whole split. The last evaluation always takes the whole split.
       checkpoint_every: Between checkpoints; one follows the last step.
       keep: Newest checkpoints that are kept.
+      keep_best: Checkpoints with the best metric that are kept beside them; each evaluation is
+        then followed by a checkpoint.
+      metric: What "best" goes by: a name of an evaluation's row without "eval/".
+      metric_mode: Whether the "min" or the "max" of it is best; "": its name says so.
+      patience: The run ends after so many evaluations without a better metric; 0: never.
       sample_prompts: Texts to continue at each evaluation; "" is the beginning of a document.
       sample_tokens: Length of those continuations.
       tensorboard: Whether TensorBoard events are written.
@@ -37,12 +46,15 @@ class TrainConfig:
     batch_size: int
     duration: str | int
     num_microbatches: int = 1
-    z_loss: float = 0.0
     log_every: int = 10
     eval_every: str | int = "10%"
     eval_batches: int = 20
     checkpoint_every: str | int = "10%"
     keep: int = 2
+    keep_best: int = 0
+    metric: str = "validation/loss"
+    metric_mode: str = ""
+    patience: int = 0
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = 64
     tensorboard: bool = True
@@ -52,9 +64,11 @@ class TrainConfig:
         for name in ("batch_size", "num_microbatches", "log_every", "keep", "sample_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}: {getattr(self, name)!r} is not at least 1")
-        for name in ("eval_batches", "z_loss"):
+        for name in ("eval_batches", "keep_best", "patience"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name}: {getattr(self, name)!r} is below 0")
+        if self.keep_best or self.patience:
+            metric_mode(self.metric, self.metric_mode)
         for name in ("duration", "eval_every", "checkpoint_every"):
             if not Duration.parse(f"train.{name}", getattr(self, name)).amount > 0:
                 raise ValueError(f"train.{name}: {getattr(self, name)!r} is not above 0")
@@ -73,16 +87,48 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where the first parameters come from.
+
+    Attributes:
+      source: A run directory, "hf:DIR" (a Hugging Face folder) or "gguf:FILE"; "": drawn at random.
+        What the model section does not say is then the source's.
+      step: A run's checkpoint; -1: the best by its own metric if it keeps such, else the newest.
+      skip: Regular expressions of parameters that need not be in both; any other that only one
+        side has is an error.
+      word_vectors: Initial token embeddings: a file in the text format of word2vec or GloVe, or
+        "skipgram": trained on the run's own corpus (arXiv:1310.4546).
+    """
+
+    source: str = ""
+    step: int = -1
+    skip: tuple[str, ...] = ()
+    word_vectors: str = ""
+
+    def __post_init__(self):
+        for pattern in self.skip:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"init.skip: {pattern!r} is no regular expression: {error}"
+                ) from None
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A whole run: what `config.json` holds.
 
     Attributes:
-      seed: Of the initial parameters, the dropout and the data order.
+      seed: Of the initial parameters, the dropout, the corruption of rows and the data order.
     """
 
     seed: int
     model: TransformerConfig
     data: DataConfig
+    tasks: TasksConfig
+    objective: ObjectiveConfig
+    init: InitConfig
     optimizer: OptimizerConfig
     train: TrainConfig
     mesh: MeshConfig
@@ -101,6 +147,38 @@ class RunConfig:
                 f"model.vocab_size: {self.model.vocab_size} is below the tokenizer's {wanted} "
                 f"(data.tokenizer {self.data.tokenizer!r})"
             )
+
+        self._check_objective()
+
+    def _check_objective(self):
+        """Which heads and families an objective is for."""
+        name, model = self.objective.name, self.model
+        heads = {"labels": ("sequence", "tokens"), "span": ("span",), "regression": ("sequence",)}
+        wanted = heads.get(name, ("lm", "mlm"))
+        if model.head not in wanted:
+            raise ValueError(
+                f"model.head: {model.head!r} is not {' or '.join(wanted)}, as objective.name "
+                f"{name!r} needs"
+            )
+        families = {
+            "causal_lm": ("decoder",), "fill_in_the_middle": ("decoder",), "dpo": ("decoder",),
+            "prefix_lm": ("decoder",), "permutation_lm": ("decoder", "encoder"),
+            "masked_lm": ("encoder", "decoder"), "seq2seq": ("encoder_decoder", "decoder"),
+            "span_corruption": ("encoder_decoder", "decoder"),
+        }  # fmt: skip
+        if model.family not in families.get(name, (model.family,)):
+            raise ValueError(
+                f"model.family: {model.family!r} is not {' or '.join(families[name])}, as "
+                f"objective.name {name!r} needs"
+            )
+        if name == "prefix_lm" and not model.read_prompts_whole:
+            raise ValueError(
+                "model.read_prompts_whole: False is not what objective.name 'prefix_lm' trains; "
+                "set it to True"
+            )
+        needs_tasks = name in ("labels", "span", "regression", "seq2seq", "dpo")
+        if needs_tasks and not self.tasks.names:
+            raise ValueError(f"tasks.names: () is no task, which objective.name {name!r} needs")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts of JSON values."""
@@ -153,7 +231,7 @@ def parse_value(name: str, text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = {"true": True, "false": False}.get(text.lower(), text)
-    if wanted is tuple[str, ...] and isinstance(value, str):
+    if typing.get_origin(wanted) is tuple and not isinstance(value, list | tuple):
         value = (value,)
     return _convert(wanted, name, value)
 
@@ -185,9 +263,10 @@ def _convert(annotation: Any, name: str, value: Any) -> Any:
     """Checks a value against a field's type; ints pass as floats, lists as tuples."""
     if dataclasses.is_dataclass(annotation):
         return _build(annotation, f"{name}.", value)
-    if annotation == tuple[str, ...]:
-        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-            return tuple(value)
+    if typing.get_origin(annotation) is tuple:
+        kind = typing.get_args(annotation)[0]
+        if isinstance(value, list | tuple):
+            return tuple(_convert(kind, name, item) for item in value)
     elif annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     # bool is an int for Python, but not for a person.

@@ -4,18 +4,20 @@ import dataclasses
 import json
 from typing import Any
 
-import flax.linen as nn
 import jax
 from etils import epath
 
+from gpt_jax import trees
 from gpt_jax.data.tokenizers import Tokenizer, load_tokenizer
 from gpt_jax.models.transformer import Transformer
-from gpt_jax.parallel import sharding
+from gpt_jax.optim.trainable import trainable_mask
 from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.runs.checkpoints import Checkpoints
+from gpt_jax.runs.best import best_steps, metric_mode
+from gpt_jax.runs.checkpoints import Checkpoints, restore_params
 from gpt_jax.runs.config import RunConfig, run_config
-from gpt_jax.runs.state import abstract_params
+from gpt_jax.runs.metrics import read_rows
+from gpt_jax.runs.state import abstract_on_mesh
 from gpt_jax.types import Tree
 
 CONFIG, RECEIPT, METRICS, TOKENIZER = (
@@ -24,8 +26,9 @@ CONFIG, RECEIPT, METRICS, TOKENIZER = (
     "metrics.jsonl",
     "tokenizer.json",
 )
-CHECKPOINTS, SAMPLES, LOSS_CURVE, EVENTS, LOCK = (
+CHECKPOINTS, BASE, SAMPLES, LOSS_CURVE, EVENTS, LOCK = (
     "checkpoints",
+    "base",
     "samples.jsonl",
     "loss.png",
     "tensorboard",
@@ -73,7 +76,8 @@ def open_run(workdir: epath.PathLike, step: int | None = None, **model_overrides
 
     Args:
       workdir: The run directory.
-      step: The checkpoint to read; None: the newest.
+      step: The checkpoint to read; None: the best by the run's metric if it keeps the best, else
+        the newest.
       model_overrides: Fields of TransformerConfig that change how the model is computed, not what
         it computes: scan, remat, dtype, attention.
 
@@ -87,19 +91,30 @@ def open_run(workdir: epath.PathLike, step: int | None = None, **model_overrides
     steps = checkpoints.steps() if checkpoints else []
     if not steps:
         raise ValueError(f"--run: {str(workdir)!r} has no checkpoint yet")
-    step = steps[-1] if step is None else step
+    step = _default_step(workdir, config, steps) if step is None else step
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model_overrides))
     mesh = make_mesh(MeshConfig())
     model = Transformer(config.model, mesh.devices.flat[0].platform)
-    boxed = abstract_params(model)
-    like = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        nn.unbox(boxed),
-        sharding.param_shardings(boxed, mesh),
-    )
+    like = abstract_on_mesh(model, mesh)
+    frozen, trained = None, like
+    if (workdir / BASE).exists():
+        mask = trainable_mask(like, config.optimizer, bool(config.model.lora_rank))
+        trained = trees.select(like, mask)
+        frozen = trees.select(like, jax.tree.map(lambda chosen: not chosen, mask))
     try:
-        params, manifest = checkpoints.restore_params(step, like)
+        params, manifest = checkpoints.restore_params(step, trained)
     finally:
         checkpoints.close()
+    if frozen is not None:
+        params = trees.merge(params, restore_params(workdir / BASE, frozen)[0])
     tokenizer = load_tokenizer(workdir / TOKENIZER, config.data.eos_token)
     return Run(workdir, config, tokenizer, model, params, step, manifest["data"])
+
+
+def _default_step(workdir: epath.Path, config: RunConfig, steps: list[int]) -> int:
+    if not config.train.keep_best:
+        return steps[-1]
+    rows = read_rows(workdir / METRICS)
+    mode = metric_mode(config.train.metric, config.train.metric_mode)
+    best = best_steps(rows, config.train.metric, mode, len(rows))
+    return next((step for step in best if step in steps), steps[-1])

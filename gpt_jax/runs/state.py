@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from gpt_jax import trees
 from gpt_jax.models.transformer import Transformer, init_params
 from gpt_jax.parallel import sharding
 from gpt_jax.types import Array, Tree
@@ -21,7 +22,7 @@ class TrainState:
     Attributes:
       step: Steps taken: int32.
       index: Index of the next global batch: int32; it equals `step` unless batches were skipped.
-      params: Parameters, f32.
+      params: Parameters that are trained, f32; None where one is frozen.
       opt_state: The optimizer's slots.
       rng: Base key of dropout; a step folds in its number and the microbatch's.
       flags: `first_nonfinite`: int32, the first step whose loss or gradient was not finite and
@@ -36,12 +37,46 @@ class TrainState:
     flags: dict[str, Array]
 
 
-def make_init(model: Transformer, optimizer: optax.GradientTransformation, seed: int):
-    """A function of no arguments that builds the first state."""
+@flax.struct.dataclass
+class Fixed:
+    """What a step reads and never changes.
+
+    Attributes:
+      frozen: The parameters that are not trained; None in the place of those that are, or instead
+        of the whole tree if all are.
+      teacher: The parameters of another model.
+    """
+
+    frozen: Tree = None
+    teacher: Tree = None
+
+
+def all_params(state: TrainState, fixed: Fixed) -> Tree:
+    """Trained and frozen parameters in one tree."""
+    return state.params if fixed.frozen is None else trees.merge(state.params, fixed.frozen)
+
+
+def make_draw(model: Transformer, seed: int):
+    """A function of no arguments that draws all parameters."""
+    return lambda: nn.unbox(init_params(model, jax.random.key(seed)))
+
+
+def make_init(
+    model: Transformer, optimizer: optax.GradientTransformation, seed: int, mask: Tree = None
+):
+    """A function of no arguments that builds the first state.
+
+    Args:
+      model: Its parameters are drawn.
+      optimizer: Gives the slots.
+      seed: Of the parameters and the dropout.
+      mask: True for the parameters that are trained, and thus part of the state; None: all are.
+    """
 
     def init() -> TrainState:
         key = jax.random.key(seed)
-        params = nn.unbox(init_params(model, key))
+        params = make_draw(model, seed)()
+        params = params if mask is None else trees.select(params, mask)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             index=jnp.zeros((), jnp.int32),
@@ -62,6 +97,15 @@ def abstract_params(model: Transformer) -> Tree:
 def shardings(model: Transformer, init, mesh: Mesh) -> TrainState:
     """How the state lies on the mesh."""
     boxed = abstract_params(model)
-    state = jax.eval_shape(init)
     params = sharding.param_shardings(boxed, mesh)
-    return sharding.state_shardings(state, state.params, params, mesh)
+    return sharding.state_shardings(jax.eval_shape(init), nn.unbox(boxed), params, mesh)
+
+
+def abstract_on_mesh(model: Transformer, mesh: Mesh) -> Tree:
+    """ShapeDtypeStructs of all parameters with how they lie on the mesh."""
+    boxed = abstract_params(model)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        nn.unbox(boxed),
+        sharding.param_shardings(boxed, mesh),
+    )

@@ -3,40 +3,105 @@
 Takes anything with the attributes of models.config.TransformerConfig.
 """
 
+import re
 from typing import Any
 
 
 def parameter_counts(config: Any) -> dict[str, int]:
-    """Parameters by group: token and position embeddings, attention, mlp, norms, head."""
+    """Parameters by group: embeddings, attention (cross attention too), mlp, norms, head, adapters.
+
+    An encoder_decoder's groups hold both stacks. Adapters (LoRA) are counted where
+    `lora_targets` names the product.
+    """
     c = config
-    D, N, K, H, F, L = (
-        c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim, c.num_layers,
-    )  # fmt: skip
-    attention = D * (N + 2 * K) * H + N * H * D
-    mlp = (3 if c.activation == "swiglu" else 2) * D * F
+    D, L, E = c.embed_dim, c.num_layers, _encoder_layers(c)
+    stacks, crosses = L + E, L if E else 0
     norm = D * (2 if c.norm == "layernorm" and c.bias else 1)
-    norms = 2 * norm + (2 * H if c.qk_norm else 0)
-    if c.bias:
-        attention += (N + 2 * K) * H + D
-        mlp += (2 if c.activation == "swiglu" else 1) * F + D
+    qk = 2 * c.head_dim if c.qk_norm else 0
+    pre = c.norm_order == "pre"
+    ends = (2 if E else 1) * (pre + c.embed_norm)
     return {
         "token embedding": c.vocab_size * D,
-        "position embedding": c.seq_len * D if c.positions == "learned" else 0,
-        "attention": L * attention,
-        "mlp": L * mlp,
-        "norms": L * norms + norm,
-        "head": 0 if c.tied else D * c.vocab_size,
+        "position embedding": _position_parameters(c) + c.num_token_types * D,
+        "attention": (stacks + crosses) * sum(_attention(c).values()),
+        "mlp": stacks * sum(_mlp(c).values()),
+        "norms": stacks * (2 * norm + qk) + crosses * (norm + qk) + ends * norm,
+        "head": _head_parameters(c, norm),
+        "adapters": _adapters(c),
     }
 
 
+def _encoder_layers(c: Any) -> int:
+    return c.num_encoder_layers if c.family == "encoder_decoder" else 0
+
+
+def _attention(c: Any) -> dict[str, int]:
+    """Weights and biases of the products of one attention."""
+    D, N, K, H = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
+    bias = 1 if c.bias else 0
+    return {
+        "q": D * N * H + bias * N * H,
+        "k": D * K * H + bias * K * H,
+        "v": D * K * H + bias * K * H,
+        "out": N * H * D + bias * D,
+    }
+
+
+def _mlp(c: Any) -> dict[str, int]:
+    D, F = c.embed_dim, c.mlp_dim
+    bias = 1 if c.bias else 0
+    gate = {"gate": D * F + bias * F} if c.activation in ("swiglu", "geglu") else {}
+    return {"up": D * F + bias * F, **gate, "down": F * D + bias * D}
+
+
+def _position_parameters(c: Any) -> int:
+    stacks = 2 if _encoder_layers(c) else 1
+    sizes = {"learned": c.seq_len * c.embed_dim, "relative": c.relative_buckets * c.num_heads}
+    return stacks * sizes.get(c.positions, 0)
+
+
+def _head_parameters(c: Any, norm: int) -> int:
+    D, bias = c.embed_dim, 1 if c.bias else 0
+    if c.head == "lm":
+        return 0 if c.tied else D * c.vocab_size
+    if c.head == "mlm":
+        return D * D + bias * D + norm + c.vocab_size
+    if c.head == "none":
+        return 0
+    classes = 2 if c.head == "span" else c.num_classes
+    pooler = D * D + bias * D if (c.head, c.pool) == ("sequence", "pooler") else 0
+    return pooler + D * classes + bias * classes
+
+
+def _adapters(c: Any) -> int:
+    if not c.lora_rank:
+        return 0
+    D, F, heads = c.embed_dim, c.mlp_dim, (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim)
+    attention = {"q": D + heads[0], "k": D + heads[1], "v": D + heads[1], "out": D + heads[0]}
+    names = {f"attention/{name}": size for name, size in attention.items()}
+    names |= {f"mlp/{name}": D + F for name in _mlp(c)}
+    cross = {f"cross_attention/{name}": size for name, size in attention.items()}
+    total, layer = 0, "layers" if c.scan else "layers_{}"
+    stacks = [("stack", c.num_layers, names | (cross if _encoder_layers(c) else {}))]
+    stacks.append(("encoder", _encoder_layers(c), names))
+    for stack, number, products in stacks:
+        for i in range(number):
+            for name, size in products.items():
+                path = f"{stack}/{layer.format(i)}/{name}"
+                if any(re.search(pattern, path) for pattern in c.lora_targets):
+                    total += c.lora_rank * size
+    return total
+
+
 def optimizer_slots(name: str, config: Any) -> int:
-    """Numbers that an optimizer keeps: two a parameter, but one for each of Muon's matrices."""
+    """Numbers that an optimizer of all parameters keeps: two each, but one for Muon's matrices."""
     slots = 2 * num_parameters(config)
     if name == "muon":
         c = config
         attention = 2 * c.embed_dim * (c.num_heads + c.num_kv_heads) * c.head_dim
-        mlp = (3 if c.activation == "swiglu" else 2) * c.embed_dim * c.mlp_dim
-        slots -= c.num_layers * (attention + mlp)
+        mlp = (3 if c.activation in ("swiglu", "geglu") else 2) * c.embed_dim * c.mlp_dim
+        E = _encoder_layers(c)
+        slots -= (c.num_layers * (2 if E else 1) + E) * attention + (c.num_layers + E) * mlp
     return slots
 
 
@@ -51,11 +116,18 @@ def flops_per_token(config: Any, length: int) -> float:
     The rule: 6 for each weight of a product (2 forward, 4 backward), so attention, MLP and head
     but neither embeddings nor norms (arXiv:2001.08361, section 2.1); and 6 * L * N * H * length for
     the scores and the weighted values, of which causal attention needs the half: a token sees
-    length / 2 keys on average.
+    length / 2 keys on average. An encoder needs all of it. In an encoder_decoder a token of the
+    decoder stands for one of the encoder too, whose input is taken to be as long.
     """
-    counts = parameter_counts(config)
-    products = counts["attention"] + counts["mlp"] + config.embed_dim * config.vocab_size
-    attended = config.num_layers * config.num_heads * config.head_dim * length
+    c = config
+    counts = parameter_counts(c)
+    head = c.embed_dim * c.vocab_size if c.head in ("lm", "mlm") else counts["head"]
+    products = counts["attention"] + counts["mlp"] + head
+    bidirectional = _encoder_layers(c) + (c.num_layers if _encoder_layers(c) else 0)  # and cross
+    causal = c.num_layers
+    if c.family == "encoder":
+        bidirectional, causal = c.num_layers, 0
+    attended = (causal + 2 * bidirectional) * c.num_heads * c.head_dim * length
     return 6.0 * products + 6.0 * attended
 
 

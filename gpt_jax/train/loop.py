@@ -2,21 +2,17 @@
 
 import contextlib
 import dataclasses
-import json
 import time
 from typing import Any
 
 import jax
 
-from gpt_jax.data.order import global_rows
 from gpt_jax.data.pipeline import train_batches
-from gpt_jax.evals.samples import Samples
-from gpt_jax.evals.validation import Validation
-from gpt_jax.objectives.causal_lm import causal_lm
+from gpt_jax.evals.during_training import Evaluations
 from gpt_jax.optim.durations import Duration
 from gpt_jax.parallel import sharding
 from gpt_jax.reports.loss_curve import draw_loss_curve
-from gpt_jax.runs import metrics
+from gpt_jax.runs import best, metrics
 from gpt_jax.runs import run as layout
 from gpt_jax.scaling import counts
 from gpt_jax.train.interrupts import Interrupts
@@ -93,12 +89,13 @@ class _Loop:
         if config.wandb:
             values = t.config.to_dict()
             self._sinks.append(metrics.WeightsAndBiases(config.wandb, t.identity, values))
-        self._validation = Validation(
-            t.model, causal_lm, t.data, config.microbatch_size, t.mesh, config.eval_batches
-        )
-        self._samples = Samples(
-            t.workdir / layout.SAMPLES, resume, t.model, t.data.tokenizer, t.config
-        )
+        teacher = (t.teacher, t.fixed.teacher) if t.teacher else None
+        self._evaluations = Evaluations(
+            t.config, t.model, t.objective, t.data, t.mesh, teacher, t.cache_dir,
+            t.workdir / layout.SAMPLES, resume,
+        )  # fmt: skip
+        # With a best to be kept every evaluation is of the same rows, and a checkpoint follows it.
+        self._by_metric = bool(config.keep_best or config.patience)
         self._progress = Progress(t.start, t.total)
         self._pending: _Pending | None = None
         self._stopwatch = _Stopwatch()
@@ -118,16 +115,20 @@ class _Loop:
         step = t.start
         while True:
             fresh = step > t.start  # what was due at the step resumed from has been done
-            if fresh and (step % self._eval_every == 0 or step == t.total):
+            evaluated = fresh and (step % self._eval_every == 0 or step == t.total)
+            if evaluated:
                 self._evaluate(step)
+            # Rows alone decide, so a run that is continued here stops here too.
+            early = bool(config.patience) and (evaluated or not fresh) and self._is_enough()
             stop = interrupts.requested  # read once: a signal that comes later waits a step
-            if fresh and (step % self._save_every == 0 or step == t.total or stop):
+            due = step % self._save_every == 0 or step == t.total or stop or early
+            if fresh and (due or (evaluated and self._by_metric)):
                 self._save(step)
-            if step == t.total or stop:
+            if step == t.total or stop or early:
                 break
             _, batch = next(batches)
             arrays = sharding.global_batch(batch, local, config.batch_size, t.mesh)
-            t.state, values = t.step(t.state, arrays)
+            t.state, values = t.step(t.state, arrays, t.fixed)
             step += 1
             self._stopwatch.step()
             self._progress.step()
@@ -135,7 +136,7 @@ class _Loop:
             # By the step alone: a run that was interrupted has the rows of one that was not.
             if step % config.log_every == 0 or step in (1, t.total):
                 self._pending = _Pending(step, values)
-        return self._finish(step, stop)
+        return self._finish(step, None if early else stop)
 
     def _flush(self) -> None:
         """Reads the metrics of a step when the next one is under way, and writes their row."""
@@ -165,30 +166,32 @@ class _Loop:
     def _nonfinite_message(self, step: int) -> str:
         t = self._training
         index = step + int(t.state.index) - int(t.state.step)
-        rows = global_rows(t.config.seed, len(t.data.train), t.config.train.batch_size, index)
+        rows = t.data.train.describe(t.config.seed, t.config.train.batch_size, index)
         t.checkpoints.wait()  # a step is good when all of it is saved
         steps = t.checkpoints.steps()
         good = f"the last good checkpoint is {steps[-1]}" if steps else "no checkpoint was saved"
         return (
             f"step {step + 1}: the loss or the gradient is not finite; its update was left out and "
-            f"the run has stopped; rows of its batch: {rows.tolist()}; {good}"
+            f"the run has stopped; rows of its batch: {rows}; {good}"
         )
 
     def _evaluate(self, step: int) -> None:
         self._flush()
         self._stopwatch.pause()
         t = self._training
-        result = self._validation.run(t.state.params, whole=step == t.total)
-        row = {f"eval/validation/{name}": value for name, value in result.items()}
+        whole = step == t.total and not self._by_metric
+        row, lines = self._evaluations.run(step, t.params(), whole=whole)
         self._write(step, {**row, "eval/tokens": step * t.clock.tokens_per_step})
-        figures = f"validation: loss {result['loss']:.4f}  perplexity {result['perplexity']:.2f}"
-        if "bits_per_byte" in result:
-            figures += f"  bits/byte {result['bits_per_byte']:.4f}"
-        self._progress.line(f"step {step}  {figures}")
-        for prompt, text in self._samples.run(step, t.state.params):
-            shown = json.dumps(prompt + text, ensure_ascii=False)
-            self._progress.line(f"  sample: {shown[:160]}")
+        for line in lines:
+            self._progress.line(line)
         self._stopwatch.resume()
+
+    def _is_enough(self) -> bool:
+        """Whether the metric has not become better for as long as the config's patience."""
+        config = self._training.config.train
+        rows = metrics.read_rows(self._training.workdir / layout.METRICS)
+        mode = best.metric_mode(config.metric, config.metric_mode)
+        return best.should_stop(rows, config.metric, mode, config.patience)
 
     def _save(self, step: int) -> None:
         self._flush()
@@ -200,16 +203,26 @@ class _Loop:
         if first_nonfinite >= 0:
             raise NonFiniteError(self._nonfinite_message(first_nonfinite))
         metadata = {"data": t.data.fingerprints(), "config": t.config.to_dict()}
-        t.checkpoints.save(step, t.state, metadata)
+        t.checkpoints.save(step, t.state, metadata, self._best_steps())
         self._stopwatch.resume()
+
+    def _best_steps(self) -> list[int]:
+        t = self._training
+        config = t.config.train
+        if not config.keep_best:
+            return []
+        rows = metrics.read_rows(t.workdir / layout.METRICS)
+        mode = best.metric_mode(config.metric, config.metric_mode)
+        return best.best_steps(rows, config.metric, mode, config.keep_best)
 
     def _finish(self, step: int, signal_name: str | None) -> int:
         t = self._training
         t.checkpoints.wait()
         rows = metrics.read_rows(t.workdir / layout.METRICS)
         draw_loss_curve(rows, t.workdir / layout.LOSS_CURVE, title=t.workdir.name)
-        if step == t.total:
-            self._progress.line(f"finished {step} steps: {t.workdir}")
+        if step == t.total or not signal_name:
+            early = "" if step == t.total else f" of {t.total}: no better {t.config.train.metric}"
+            self._progress.line(f"finished {step} steps{early}: {t.workdir}")
             return FINISHED
         saved = f"saved step {step}" if t.checkpoints.steps() else "no step was taken yet"
         self._progress.line(f"{signal_name}: {saved}; the same command continues")
@@ -226,5 +239,5 @@ class _Loop:
     def close(self) -> None:
         with contextlib.ExitStack() as closing:  # whatever one of them raises, all are closed
             t = self._training
-            for part in (t.lock, self._progress, self._samples, *self._sinks, t.checkpoints):
+            for part in (t.lock, self._progress, self._evaluations, *self._sinks, t.checkpoints):
                 closing.callback(part.close)  # called from the last to the first

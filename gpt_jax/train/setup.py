@@ -1,9 +1,7 @@
 """From a config and a work directory to everything that the loop needs."""
 
 import dataclasses
-import fcntl
 import functools
-import json
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -12,33 +10,36 @@ from etils import epath
 from jax.sharding import Mesh
 
 from gpt_jax import trees
-from gpt_jax.data.pipeline import PreparedData, prepare
+from gpt_jax.data.pipeline import PreparedData
 from gpt_jax.data.tokenizers import load_tokenizer
+from gpt_jax.models.lora import check_targets
 from gpt_jax.models.transformer import Transformer
-from gpt_jax.objectives.causal_lm import causal_lm
+from gpt_jax.objectives.objectives import Objective, make_objective
 from gpt_jax.optim.durations import Clock, Duration
 from gpt_jax.optim.optimizers import learning_rate, make_optimizer
+from gpt_jax.optim.trainable import trainable_mask
 from gpt_jax.parallel import sharding
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs import metrics
 from gpt_jax.runs import run as layout
-from gpt_jax.runs.checkpoints import Checkpoints
-from gpt_jax.runs.config import RunConfig, flatten, run_config
+from gpt_jax.runs.checkpoints import Checkpoints, restore_params
+from gpt_jax.runs.config import RunConfig
+from gpt_jax.runs.data import prepare_run
 from gpt_jax.runs.receipt import session, write_json, write_receipt
-from gpt_jax.runs.state import TrainState, make_init, shardings
+from gpt_jax.runs.state import (
+    Fixed,
+    TrainState,
+    abstract_on_mesh,
+    all_params,
+    make_draw,
+    make_init,
+    shardings,
+)
 from gpt_jax.scaling import counts
+from gpt_jax.train.initial import first_params, load_teacher
 from gpt_jax.train.step import train_step
-
-# What a run may change when it is continued: how it is computed, watched and stored, and how long
-# it goes on; everything else decides its numbers.
-_MAY_CHANGE = (
-    "model.scan", "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor",
-    "train.duration", "train.log_every", "train.eval_every", "train.eval_batches",
-    "train.checkpoint_every", "train.keep", "train.sample_prompts", "train.sample_tokens",
-    "train.tensorboard", "train.wandb",
-    # Where the corpus lies may change; what it holds is checked by its fingerprint.
-    "data.path", "data.validation_path",
-)  # fmt: skip
+from gpt_jax.train.workdir import check_workdir, lock_workdir, write_run
+from gpt_jax.types import Tree
 
 
 @dataclasses.dataclass
@@ -48,15 +49,19 @@ class Training:
     Attributes:
       config: The run's config.
       workdir: The run directory.
+      cache_dir: Where prepared data is kept.
       data: Tokenizer and rows.
       mesh: The devices.
       model: The model.
+      objective: What is measured on held-out rows.
+      teacher: The model of fixed.teacher, or None.
       state: At `start`.
+      fixed: Parameters that are read and not trained.
       start: Steps done.
       total: Steps of the run.
       clock: Turns durations into steps.
       learning_rate: By step.
-      step: (state, global batch) -> (state, metrics): jitted, sharded, donates the state.
+      step: (state, global batch, fixed) -> (state, metrics): jitted, sharded, donates the state.
       checkpoints: Where states are saved.
       identity: A name that no other run has, the same whenever this one is continued.
       lock: Keeps other processes out of the run while it is open.
@@ -64,10 +69,14 @@ class Training:
 
     config: RunConfig
     workdir: epath.Path
+    cache_dir: epath.PathLike
     data: PreparedData
     mesh: Mesh
     model: Transformer
+    objective: Objective
+    teacher: Transformer | None
     state: TrainState
+    fixed: Fixed
     start: int
     total: int
     clock: Clock
@@ -77,65 +86,23 @@ class Training:
     identity: str
     lock: IO[str]
 
+    def params(self) -> Tree:
+        """All parameters, frozen ones too, as the model takes them."""
+        return all_params(self.state, self.fixed)
+
     def summary(self) -> str:
         """What is about to run, in two lines."""
         config, data = self.config, self.data.description
         kinds = sorted({device.device_kind for device in self.mesh.devices.flat})
+        trained, total = (trees.num_elements(p) for p in (self.state.params, self.params()))
+        frozen = f" ({trained:,} trained)" if trained != total else ""
         return (
             f"data:  {data['name']}, {data['train']['tokens']:,} tokens of "
             f"{data['tokenizer']['kind']} {self.data.tokenizer.vocab_size}\n"
-            f"model: {trees.num_elements(self.state.params):,} parameters, "
+            f"model: {total:,} parameters{frozen}, "
             f"{self.clock.tokens_per_step:,} tokens a step, {self.total - self.start} steps "
             f"to go, {self.mesh.size} x {', '.join(kinds)}, {config.model.dtype}"
         )
-
-
-def check_workdir(workdir: epath.Path, config: RunConfig) -> bool:
-    """Whether the directory holds this run already.
-
-    Raises:
-      ValueError: It holds another run or something else; the first field that differs is named
-        with both values.
-    """
-    if not workdir.exists():
-        return False
-    if not workdir.is_dir():
-        raise ValueError(f"--workdir: {str(workdir)!r} is a file")
-    path = workdir / layout.CONFIG
-    if not path.exists():
-        # A run that was killed as it began has its tokenizer, but no config yet.
-        ours = {layout.LOCK, layout.TOKENIZER, f"{layout.CONFIG}.partial"}
-        if {entry.name for entry in workdir.iterdir()} - ours:
-            raise ValueError(
-                f"--workdir: {str(workdir)!r} holds other files and no run; give a new folder"
-            )
-        return False
-    if not _saved_steps(workdir):
-        return False  # nothing was trained: the config may be mended and the run begun again
-    old = flatten(run_config(json.loads(path.read_text())).to_dict())
-    for name, value in flatten(config.to_dict()).items():
-        if name not in _MAY_CHANGE and old[name] != value:
-            raise ValueError(
-                f"{name}: {value!r} in the config, but the run in {str(workdir)!r} has "
-                f"{old[name]!r}; give another --workdir to train anew"
-            )
-    return True
-
-
-def _saved_steps(workdir: epath.Path) -> bool:
-    folder = workdir / layout.CHECKPOINTS
-    return folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir())
-
-
-def _lock(workdir: epath.Path) -> IO[str]:
-    """Keeps others out of the run as long as the file is open."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / layout.LOCK, "a")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"--workdir: {str(workdir)!r} is in use by another process") from None
-    return file
 
 
 def _check_model(config: RunConfig, data: PreparedData, mesh: Mesh) -> None:
@@ -150,7 +117,7 @@ def _check_model(config: RunConfig, data: PreparedData, mesh: Mesh) -> None:
             f"model.vocab_size: {config.model.vocab_size} is below the tokenizer's "
             f"{data.tokenizer.vocab_size} (data.tokenizer {config.data.tokenizer!r})"
         )
-    for prompt in config.train.sample_prompts:
+    for prompt in config.train.sample_prompts if config.model.family == "decoder" else ():
         length = 1 + len(data.tokenizer.encode(prompt))
         if length >= config.model.seq_len:
             raise ValueError(
@@ -187,49 +154,70 @@ def set_up(
     sharding.check_batch_size(config.train.batch_size, config.train.num_microbatches, mesh)
     kept = workdir / layout.TOKENIZER
     tokenizer = load_tokenizer(kept, config.data.eos_token) if resuming else None
-    data = prepare(config.data, cache_dir, tokenizer)
+    data = prepare_run(config, cache_dir, tokenizer)
     _check_model(config, data, mesh)
     clock, total = _clock(config, data)
     model = Transformer(config.model, mesh.devices.flat[0].platform)
     optimizer = make_optimizer(config.optimizer, clock)
-    init = make_init(model, optimizer, config.seed)
+    like = abstract_on_mesh(model, mesh)
+    if config.model.lora_rank:
+        check_targets(like, config.model)
+    mask = trainable_mask(like, config.optimizer, bool(config.model.lora_rank))
+    init = make_init(model, optimizer, config.seed, mask)
     where = shardings(model, init, mesh)
+    teacher = _teacher(config, mesh)
+    first = None if resuming else _first(config, model, init, where, mask, mesh, data)
 
-    lock = _lock(workdir)
-    if not resuming:
-        _write_run(workdir, config, data)
+    lock = lock_workdir(workdir)
+    if first is not None:
+        write_run(workdir, config, data.tokenizer, first[1])
     checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, keep=config.train.keep)
-    state, start = _first_state(checkpoints, init, where, mesh, data)
+    if first is None:
+        state, start = _restored(checkpoints, init, where, data)
+        frozen = _restored_base(workdir, like, mask)
+    else:
+        (state, frozen), start = first, 0
     if start > total:
         raise ValueError(
             f"train.duration: {config.train.duration!r} is {total} steps, but the run in "
             f"{str(workdir)!r} has done {start}"
         )
+    fixed = Fixed(frozen, teacher[1] if teacher else None)
     # A run that goes on longer than first planned is now this config's run.
     write_json(workdir / layout.CONFIG, config.to_dict())
-    receipt = _write_receipt(workdir, config, data, state, session(mesh, start), total, resuming)
-
+    receipt = _write_receipt(
+        workdir, config, data, all_params(state, fixed), session(mesh, start), total, resuming
+    )
     step = functools.partial(
         train_step,
         model=model,
-        objective=functools.partial(causal_lm, z_loss=config.train.z_loss),
+        objective=make_objective(config.objective),
         optimizer=optimizer,
+        teacher=teacher[0] if teacher else None,
         num_microbatches=config.train.num_microbatches,
         dropout=config.model.dropout > 0,
     )
     jitted = jax.jit(
         step,
-        in_shardings=(where, sharding.batch_sharding(mesh)),
+        in_shardings=(
+            where,
+            sharding.batch_sharding(mesh),
+            jax.tree.map(lambda x: x.sharding, fixed),
+        ),
         out_shardings=(where, None),
         donate_argnums=0,
     )
     return Training(
         config=config,
         workdir=workdir,
+        cache_dir=cache_dir,
         data=data,
         mesh=mesh,
         model=model,
+        objective=make_objective(config.objective, training=False),
+        teacher=teacher[0] if teacher else None,
         state=state,
+        fixed=fixed,
         start=start,
         total=total,
         clock=clock,
@@ -243,43 +231,71 @@ def set_up(
 
 def _clock(config: RunConfig, data: PreparedData) -> tuple[Clock, int]:
     tokens_per_step = config.train.batch_size * config.data.seq_len
-    clock = Clock(tokens_per_step, data.train.num_tokens)
+    clock = Clock(tokens_per_step, len(data.train) * config.data.seq_len)
     total = Duration.parse("train.duration", config.train.duration).steps(clock)
     return dataclasses.replace(clock, total_steps=total), total
 
 
-def _write_run(workdir: epath.Path, config: RunConfig, data: PreparedData) -> None:
-    # The tokenizer first: config.json is what makes the folder a run.
-    data.tokenizer.save(workdir / layout.TOKENIZER)
-    write_json(workdir / layout.CONFIG, config.to_dict())
+def _teacher(config: RunConfig, mesh: Mesh) -> tuple[Transformer, Tree] | None:
+    if config.objective.name == "dpo":
+        spec = config.objective.teacher or config.init.source
+        if not spec:
+            raise ValueError("objective.teacher: '' and init.source: '' leave dpo no reference")
+        return load_teacher(spec, mesh, -1 if config.objective.teacher else config.init.step)
+    if config.objective.name == "distillation":
+        return load_teacher(config.objective.teacher, mesh)
+    return None
 
 
-def _first_state(checkpoints: Checkpoints, init, where, mesh: Mesh, data: PreparedData):
-    steps = checkpoints.steps()
-    if not steps:
-        return sharding.on_mesh(mesh, jax.jit(init, out_shardings=where))(), 0
+def _first(config, model, init, where, mask, mesh, data) -> tuple[TrainState, Tree | None]:
+    """The first state and the frozen parameters (None: all are trained)."""
+    state = sharding.on_mesh(mesh, jax.jit(init, out_shardings=where))()
+    all_trained = all(jax.tree.leaves(mask))
+    if all_trained and not config.init.source and not config.init.word_vectors:
+        return state, None
+    drawn = state.params
+    if not all_trained:
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract_on_mesh(model, mesh))
+        draw = jax.jit(make_draw(model, config.seed), out_shardings=places)
+        drawn = sharding.on_mesh(mesh, draw)()
+    params, _ = first_params(drawn, config, model, mesh, data)
+    frozen = None
+    if not all_trained:
+        frozen = trees.select(params, jax.tree.map(lambda trained: not trained, mask))
+    return state.replace(params=trees.select(params, mask)), frozen
+
+
+def _restored(checkpoints: Checkpoints, init, where, data: PreparedData) -> tuple[TrainState, int]:
+    step = checkpoints.steps()[-1]
     like = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         jax.eval_shape(init),
         where,
     )
-    state, manifest = checkpoints.restore(steps[-1], like)
+    state, manifest = checkpoints.restore(step, like)
     data.check_fingerprints(manifest["data"])
-    return state, steps[-1]
+    return state, step
+
+
+def _restored_base(workdir: epath.Path, like: Tree, mask: Tree) -> Tree | None:
+    if all(jax.tree.leaves(mask)):
+        return None
+    frozen = trees.select(like, jax.tree.map(lambda trained: not trained, mask))
+    return restore_params(workdir / layout.BASE, frozen)[0]
 
 
 def _write_receipt(
     workdir: epath.Path,
     config: RunConfig,
     data: PreparedData,
-    state: TrainState,
+    params: Tree,
     new_session: dict[str, Any],
     total: int,
     resuming: bool,
 ) -> dict[str, Any]:
     facts = {
         "data": data.description,
-        "num_parameters": trees.num_elements(state.params),
+        "num_parameters": trees.num_elements(params),
         "flops_per_token": counts.flops_per_token(config.model, config.data.seq_len),
         "steps": total,
         "tokens": total * config.train.batch_size * config.data.seq_len,

@@ -1,19 +1,17 @@
 """The training step: a pure function that the caller jits and shards."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gpt_jax import trees
 from gpt_jax.models.transformer import forward
+from gpt_jax.objectives.objectives import Objective
 from gpt_jax.parallel.sharding import constrain
-from gpt_jax.runs.state import TrainState
+from gpt_jax.runs.state import Fixed, TrainState
 from gpt_jax.types import Array, Batch, Tree
-
-# (outputs, batch) -> (sum to minimise, sums of metrics)
-Objective = Callable[[Array, Batch], tuple[Array, dict]]
 
 
 def _microbatches(batch: Batch, number: int) -> Batch:
@@ -33,10 +31,12 @@ def _microbatches(batch: Batch, number: int) -> Batch:
 def train_step(
     state: TrainState,
     batch: Batch,
+    fixed: Fixed | None = None,
     *,
     model: Any,
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    teacher: Any = None,
     num_microbatches: int = 1,
     dropout: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -45,9 +45,11 @@ def train_step(
     Args:
       state: The state before.
       batch: Global batch; `loss_mask` weighs its targets.
+      fixed: Parameters that are read and not trained; None: there are none.
       model: Its `apply` gives the outputs.
       objective: What to minimise.
       optimizer: The optax transformation whose slots the state holds.
+      teacher: The model of fixed.teacher; its outputs become the batch's `teacher_logits`.
       num_microbatches: The gradient is accumulated over this many parts of the batch.
       dropout: Whether the model is run with dropout.
 
@@ -58,12 +60,18 @@ def train_step(
     """
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     # The divisor is the whole batch's: microbatches with unequal masks are weighed as one batch.
-    num_targets = batch["loss_mask"].sum()
+    num_targets = objective.count(batch)
     divisor = jnp.maximum(num_targets, 1.0)
+    fixed = fixed or Fixed()
 
     def loss_fn(params: Tree, microbatch: Batch, number: Array | int):
+        # The gradient is that of the trained parameters alone: what is frozen costs no product.
+        params = params if fixed.frozen is None else trees.merge(params, fixed.frozen)
         key = jax.random.fold_in(step_key, number) if dropout else None
-        total, sums = objective(forward(model, params, microbatch, key), microbatch)
+        if teacher is not None:
+            logits = forward(teacher, fixed.teacher, microbatch)
+            microbatch = {**microbatch, "teacher_logits": jax.lax.stop_gradient(logits)}
+        total, sums = objective.loss(forward(model, params, microbatch, key), microbatch)
         return total / divisor, jax.tree.map(lambda x: x / divisor, sums)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
