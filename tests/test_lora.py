@@ -26,7 +26,7 @@ from gpt_jax.runs.checkpoints import restore_params, save_params
 DECODER = TransformerConfig(
     vocab_size=32, seq_len=8, num_layers=2, embed_dim=8, num_heads=2, num_kv_heads=1, mlp_dim=12,
     activation="swiglu", bias=True, init="gpt2", lora_rank=2, lora_alpha=6.0,
-    lora_targets=("attention/(q|v|out)$", "mlp/"),
+    lora_targets=("attention/(q|v|out)$", "layers/mlp/"),
 )  # fmt: skip
 ENCODER_DECODER = dataclasses.replace(
     DECODER, family="encoder_decoder", positions="relative", num_layers=1, activation="relu"

@@ -23,8 +23,13 @@ _PRODUCT = re.compile(r"^(?:stack|encoder)/layers(?:_\d+)?/(.+)/kernel$")
 
 def is_target(config: TransformerConfig, path: Iterable[str]) -> bool:
     """Whether the product at a module's path gets an adapter."""
-    name = "/".join(path)
-    return any(re.search(pattern, name) for pattern in config.lora_targets)
+    return any(_occurs(pattern, "/".join(path)) for pattern in config.lora_targets)
+
+
+def _occurs(pattern: str, name: str) -> bool:
+    """In the name as it is or as it is when layers are stacked: model.scan is free to change."""
+    stacked = re.sub(r"(^|/)layers_\d+/", r"\1layers/", name)
+    return bool(re.search(pattern, name) or re.search(pattern, stacked))
 
 
 def check_targets(params: Tree, config: TransformerConfig) -> None:
@@ -40,7 +45,7 @@ def check_targets(params: Tree, config: TransformerConfig) -> None:
     products = {name.removesuffix("/kernel"): m[1] for name, m in products.items() if m}
     for pattern in config.lora_targets:
         try:
-            found = any(re.search(pattern, name) for name in products)
+            found = any(_occurs(pattern, name) for name in products)
         except re.error as error:
             told = f"{pattern!r} is no regular expression: {error}"
             raise ValueError(f"model.lora_targets: {told}") from None

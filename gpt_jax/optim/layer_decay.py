@@ -53,12 +53,17 @@ def multipliers(params: Tree, layer_decay: float) -> Tree:
 def scale_by_layer(layer_decay: float) -> optax.GradientTransformation:
     """Multiplies the updates, weight decay included, with `multipliers`."""
 
-    def scale(updates: Tree, params: Tree | None) -> Tree:
+    def init(params: Tree) -> optax.EmptyState:
+        _num_layers(params)  # what cannot be counted is told before the first step
+        return optax.EmptyState()
+
+    def update(updates: Tree, state: optax.EmptyState, params: Tree | None = None):
         del params
         factors = multipliers(updates, layer_decay)
-        return jax.tree.map(lambda u, factor: u * jnp.asarray(factor, u.dtype), updates, factors)
+        scaled = jax.tree.map(lambda u, factor: u * jnp.asarray(factor, u.dtype), updates, factors)
+        return scaled, state
 
-    return optax.stateless(scale)
+    return optax.GradientTransformation(init, update)
 
 
 def _num_layers(params: Tree) -> dict[str, int]:

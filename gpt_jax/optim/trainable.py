@@ -9,6 +9,7 @@ from gpt_jax.optim.config import OptimizerConfig
 from gpt_jax.types import Tree
 
 _ADAPTER = re.compile(r"(^|/)lora_[ab]$")
+_LAYER = re.compile(r"(^|/)layers_\d+/")
 _SHOWN = 12  # names that a message lists
 
 
@@ -20,7 +21,9 @@ def trainable_mask(params: Tree, config: OptimizerConfig, lora: bool = False) ->
 
     Args:
       params: All parameters, arrays or shapes.
-      config: Its `freeze` and `train` are regular expressions that are searched for in the names.
+      config: Its `freeze` and `train` are regular expressions that are searched for in the names,
+        also as they are when layers are stacked: "stack/layers/mlp" is the MLPs of all layers
+        either way, so that model.scan is free to change.
       lora: Whether the model has adapters.
 
     Raises:
@@ -51,7 +54,11 @@ def _matches(field: str, patterns: tuple[str, ...], names: list[str]) -> set[str
                 f"optimizer.{field}: {pattern!r} names single layers, but model.scan stacks all "
                 "of them in one parameter; set model.scan=False"
             )
-        found = {name for name in names if re.search(pattern, name)}
+        found = {
+            name
+            for name in names
+            if re.search(pattern, name) or re.search(pattern, _LAYER.sub(r"\1layers/", name))
+        }
         if not found:
             more = ", ..." if len(names) > _SHOWN else ""
             raise ValueError(
