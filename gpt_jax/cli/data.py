@@ -19,11 +19,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _fetch(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from gpt_jax.data.corpus_fetch import fetch
+    from gpt_jax.data.corpus_fetch import check_name, fetch
     from gpt_jax.parallel.cache_folder import cache_dir
 
     if not arguments.names:
         _list(cache_dir())
+    for name in arguments.names:
+        check_name(name)  # all of them before the first download
     for name in arguments.names:
         fetch(name, cache_dir(), lambda line: print(line, flush=True), arguments.again)
     return 0

@@ -34,15 +34,13 @@ def fetch(name: str, cache_dir, say: Callable[[str], None] = print, again: bool 
       ValueError: no such name, a failed download, another sha256, a missing path.  Nothing is
         left of it then, and what was there before stays.
     """
-    if name in CORPORA:
-        item, make, room = CORPORA[name], _make_corpus, "corpora"
-    elif name in MODELS:
-        item, make, room = MODELS[name], _make_model, "models"
-    else:
-        raise ValueError(f"NAME: {name!r} is not in the table{nearest(name, [*CORPORA, *MODELS])}")
-    folder = Path(cache_dir) / room / name
+    check_name(name)
+    is_corpus = name in CORPORA
+    item = CORPORA[name] if is_corpus else MODELS[name]
+    make = _make_corpus if is_corpus else _make_model
+    folder = Path(cache_dir) / ("corpora" if is_corpus else "models") / name
     manifest = read_manifest(folder)
-    if manifest and manifest["recipe"] == _recipe(item) and not again:
+    if manifest and manifest.get("recipe") == _recipe(item) and not again:
         say(f"{name}: is there already: {folder}")
         return folder
     with _atomic_folder(folder) as temporary:
@@ -52,6 +50,12 @@ def fetch(name: str, cache_dir, say: Callable[[str], None] = print, again: bool 
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     say(f"{name}: {folder}")
     return folder
+
+
+def check_name(name: str) -> None:
+    """Raises a ValueError for a name that is in neither table; names the nearest."""
+    if name not in CORPORA and name not in MODELS:
+        raise ValueError(f"NAME: {name!r} is not in the table{nearest(name, [*CORPORA, *MODELS])}")
 
 
 def read_manifest(folder: Path) -> dict | None:

