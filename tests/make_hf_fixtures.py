@@ -123,6 +123,14 @@ def places(lengths, count: int) -> np.ndarray:
     return np.array(sorted(set(kept)), np.int32)
 
 
+def stored(name: str) -> tuple[dict, dict, dict[str, np.ndarray]]:
+    """(what the file of a case holds, its config.json, its weights)."""
+    with np.load(DATA / f"hf_{name}.npz") as file:
+        held = dict(file)
+    shapes = {name: tuple(shape) for name, shape in json.loads(str(held["shapes"])).items()}
+    return held, json.loads(str(held["config"])), weights(shapes, int(held["seed"]))
+
+
 def write_folder(folder, config: dict, arrays: dict[str, np.ndarray]) -> str:
     """Writes config.json and model.safetensors; returns the folder's `init.source`."""
     import safetensors.numpy

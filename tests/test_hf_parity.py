@@ -3,11 +3,11 @@ hide no mistake; and mistakes that must show."""
 
 import dataclasses
 import functools
-import json
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import make_gpt2_fixture
 import make_hf_fixtures as fixture
 import numpy as np
 import pytest
@@ -52,13 +52,9 @@ def imported(spec, skip=()):
 def load(tmp_path_factory):
     @functools.cache
     def loaded(name):
-        with np.load(fixture.DATA / f"hf_{name}.npz") as file:
-            expected = dict(file)
-        shapes = {name: tuple(shape) for name, shape in json.loads(str(expected["shapes"])).items()}
-        weights = fixture.weights(shapes, int(expected["seed"]))
+        expected, config_json, weights = fixture.stored(name)
         np.testing.assert_allclose(fixture.checksum(weights), expected["checksum"], rtol=1e-6)
-        folder = tmp_path_factory.mktemp(name)
-        spec = fixture.write_folder(folder, json.loads(str(expected["config"])), weights)
+        spec = fixture.write_folder(tmp_path_factory.mktemp(name), config_json, weights)
         return Loaded(fixture.CASES[name], *imported(spec, SKIP.get(name, ())), expected)
 
     return loaded
@@ -118,6 +114,33 @@ def distance(loaded, config=None, params=None):
 @pytest.mark.parametrize("name", fixture.CASES)
 def test_outputs_are_those_of_hugging_face(load, name):
     assert distance(load(name)) < TOLERANCE
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_gpt2_through_its_table(prefix, tmp_path):
+    """The table; the model is judged in test_gpt2_parity."""
+    size = make_gpt2_fixture.SMALL
+    with np.load(fixture.DATA / "gpt2_2x64.npz") as file:
+        expected = dict(file)
+    seed = int(expected["seed"])
+    weights = make_gpt2_fixture.weights(size, seed)
+    # Older files hold the causal mask too.
+    weights["h.0.attn.bias"] = np.ones((1, 1, 4, 4), np.float32)
+    config_json = {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_embd": size.embed_dim,
+        "n_head": size.num_heads, "n_layer": size.num_layers, "n_positions": size.seq_len,
+        "vocab_size": size.vocab_size,
+    }  # fmt: skip
+    spec = fixture.write_folder(
+        tmp_path, config_json, {prefix + name: array for name, array in weights.items()}
+    )
+    config, params = imported(spec)
+    ids = make_gpt2_fixture.tokens(size, seed)[None]
+    where = np.arange(size.seq_len)[None]
+    batch = {"tokens": ids, "positions": where, "segment_ids": np.ones_like(ids)}
+    logits_BTV, _ = run(config, params, batch)
+    error = np.abs(np.asarray(logits_BTV)[0, expected["positions"]] - expected["logits"]).max()
+    assert error < TOLERANCE
 
 
 def turned(x):

@@ -6,14 +6,14 @@ from typing import Any
 
 from gpt_jax.convert.table import listed
 
-# A parameter whose size goes by a field of the config.
+# Parameters with a dim that goes by one field of the config: the place of the dim, and the field.
 _SIZED_BY = {
-    "tokens": "model.vocab_size",
-    "head": "model.vocab_size",
-    "mlm/bias": "model.vocab_size",
-    "positions": "model.seq_len",
-    "classifier/kernel": "model.num_classes",
-    "classifier/bias": "model.num_classes",
+    "tokens": (0, "model.vocab_size"),
+    "head": (1, "model.vocab_size"),
+    "mlm/bias": (0, "model.vocab_size"),
+    "positions": (0, "model.seq_len"),
+    "classifier/kernel": (1, "model.num_classes"),
+    "classifier/bias": (0, "model.num_classes"),
 }
 
 
@@ -68,14 +68,13 @@ def _patterns(names: Iterable[str]) -> str:
 
 
 def _wrong_shape(name: str, found: tuple, expected: tuple, where: str) -> str:
-    field = _SIZED_BY.get(name)
-    if field is None:
-        return f"init.source: {where}: {name} is {list(found)}, but the model's {list(expected)}"
-    place = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
-    theirs = found[place]
-    hint = f"; or begin with a new one by adding '^{name.split('/')[0]}' to init.skip"
-    vocabulary = ", the source's vocabulary" if field == "model.vocab_size" else ""
+    shapes = f"{where}: {name} is {list(found)}, but the model's {list(expected)}"
+    place, field = _SIZED_BY.get(name, (0, ""))
+    differ = [i for i, pair in enumerate(zip(found, expected, strict=False)) if len(set(pair)) > 1]
+    if not field or differ != [place]:
+        return f"init.source: {shapes}"
+    what = ", the source's vocabulary" if field == "model.vocab_size" else ""
     return (
-        f"{field}: {where}: {name} is {list(found)}, but the model's {list(expected)}: give "
-        f"{theirs}{vocabulary}{hint}"
+        f"{field}: {shapes}: give {found[place]}{what}; or begin with a new one by adding "
+        f"{_patterns([name])} to init.skip"
     )

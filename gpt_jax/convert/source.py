@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from gpt_jax.convert import table
 from gpt_jax.convert.bert import BERT, HEADS_OF
@@ -53,11 +54,11 @@ class Source:
 
     Attributes:
       kind: "hf", "gguf" or "run".
-      path: Its folder or file.
+      path: Its folder or file; a run may lie wherever epath reaches.
     """
 
     kind: str
-    path: Path
+    path: Path | epath.Path
 
     @classmethod
     def parse(cls, spec: str) -> "Source":
@@ -71,7 +72,7 @@ class Source:
             if not path:
                 raise ValueError(f"init.source: {spec!r} names no path")
             return cls(kind, _packaged(kind, path))
-        folder = Path(spec).expanduser()
+        folder = epath.Path(spec).expanduser()
         if not (folder / "config.json").is_file():
             raise ValueError(
                 f"init.source: {spec!r} is no run directory; give one, hf:DIR or gguf:FILE"
@@ -162,14 +163,14 @@ def check_same(values: Mapping[str, Any], config: TransformerConfig, where: str)
             )
 
 
-def tokenizer_path(spec: str, cache_folder) -> Path:
+def tokenizer_path(spec: str, cache_folder) -> Path | epath.Path:
     """A tokenizer.json: the source's own, or one made of its files and kept in the cache.
 
     A chat template that a GGUF file holds is put beside it as chat_template.jinja.
     """
     source = Source.parse(spec)
     if source.kind == "gguf":
-        return gguf_tokenizer(_gguf(source.path), cache_dir)
+        return gguf_tokenizer(_gguf(source.path), cache_folder)
     if source.kind == "hf":
         return hf_tokenizer(source.path, cache_folder)
     return source.path / "tokenizer.json"
@@ -181,6 +182,7 @@ def _open(source: Source) -> tuple[table.Family, Renamed, dict[str, Any]]:
         family, config = LLAMA_GGUF, tensors.hf_config()
     else:
         config = read_hf_config(source.path)
+        config.need("quantization_config", None)
         family, tensors = _family(config), SafeTensors(source.path)
     renamed = table.named_as_in_table(family, config, tensors)
     return family, renamed, table.model_values(family, config, renamed)

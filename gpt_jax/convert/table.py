@@ -194,7 +194,7 @@ def read_params(
             if tensors.shape(name) != expected:
                 raise ValueError(
                     f"init.source: {tensors.where}: {name} is {list(tensors.shape(name))}, but "
-                    f"config.json makes it {list(expected)}"
+                    f"its config makes it {list(expected)}"
                 )
     return {entry.ours: _read_entry(entry, values, tensors) for entry in entries}
 

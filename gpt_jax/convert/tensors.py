@@ -61,8 +61,10 @@ class SafeTensors:
 def _files(folder: Path) -> list[Path]:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [folder / shard for shard in shards]
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise ValueError(f"init.source: {index} holds no weight_map")
+        files = [folder / shard for shard in sorted(set(shards.values()))]
         for file in files:
             if not file.is_file():
                 raise ValueError(f"init.source: {file} is missing, though {index.name} lists it")
@@ -76,6 +78,14 @@ def _files(folder: Path) -> list[Path]:
             "it is read; save the model as model.safetensors"
         )
     raise ValueError(f"init.source: {folder} holds no model.safetensors")
+
+
+def _json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"init.source: {path} is no JSON: {error}") from None
+    return values if isinstance(values, dict) else {}
 
 
 class Renamed:

@@ -1,0 +1,153 @@
+"""GGUF files, and tokenizers made of what a source holds."""
+
+import json
+
+import gguf
+import make_hf_fixtures as fixture
+import numpy as np
+import pytest
+import tokenizers
+
+from gpt_jax.convert.source import load_params, model_values, tokenizer_path
+from gpt_jax.models.config import TransformerConfig
+
+
+def read(spec):
+    return load_params(spec, TransformerConfig(**model_values(spec)))
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """(its source, config, weights) of a small Llama."""
+    _, config, weights = fixture.stored("llama")
+    return fixture.write_folder(tmp_path, config, weights), config, weights
+
+
+def write_gguf(path, config, weights, *, kind=gguf.GGMLQuantizationType.F32, **metadata):
+    """A Llama as llama.cpp's converter lays it out: rotary pairs of queries and keys adjacent."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    for key, value in metadata.items():
+        getattr(writer, f"add_{key}")(value)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    layer = {
+        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }  # fmt: skip
+    for i in range(config["num_hidden_layers"]):
+        names |= {f"model.layers.{i}.{a}": f"blk.{i}.{b}" for a, b in layer.items()}
+    for name, array in weights.items():
+        module = name.removesuffix(".weight")
+        if module.endswith(("q_proj", "k_proj")):
+            halves = array.reshape(-1, 2, 8, array.shape[-1])  # heads of 16
+            array = halves.swapaxes(1, 2).reshape(array.shape)
+        if array.ndim == 2 and array.shape[-1] % 32 == 0:
+            data = gguf.quants.quantize(array, kind)
+            writer.add_tensor(f"{names[module]}.weight", data, raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{names[module]}.weight", array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return f"gguf:{path}"
+
+
+def test_a_gguf_gives_the_parameters_of_its_hugging_face_form(llama, tmp_path):
+    hf, config, weights = llama
+    params = read(hf)
+    spec = write_gguf(tmp_path / "whole.gguf", config, weights)
+    assert model_values(spec) == model_values(hf)
+    ours = read(spec)
+    assert ours.keys() == params.keys()
+    for name, array in params.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+    spec = write_gguf(tmp_path / "q8.gguf", config, weights, kind=gguf.GGMLQuantizationType.Q8_0)
+    rounded = read(spec)
+    for name, array in params.items():
+        assert np.abs(rounded[name] - array).max() < np.abs(array).max() / 100, name
+    assert (rounded["tokens"] != params["tokens"]).any()
+
+
+def test_a_gguf_we_cannot_represent_is_refused(llama, tmp_path):
+    _, config, weights = llama
+    scaled = write_gguf(
+        tmp_path / "scaled.gguf", config, weights,
+        rope_scaling_type=gguf.RopeScalingType.YARN,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"rope_scaling .*yarn"):
+        model_values(scaled)
+    part = write_gguf(tmp_path / "part.gguf", config, weights, rope_dimension_count=8)
+    with pytest.raises(ValueError, match=r"partial_rotary_factor 0\.5"):
+        model_values(part)
+    (tmp_path / "no.gguf").write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match=r"no\.gguf is no GGUF file"):
+        model_values(f"gguf:{tmp_path / 'no.gguf'}")
+
+
+_TEXT = "don't count 1234 low lower<|im_end|>\n"
+
+
+def small_bpe():
+    """A byte-level BPE with three merges."""
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator([_TEXT], vocab_size=259, min_frequency=1, show_progress=False)
+    return tokenizer
+
+
+def test_the_tokenizer_of_a_gguf(llama, tmp_path):
+    _, config, weights = llama
+    base = json.loads(small_bpe().to_str())["model"]
+    tokens = [*sorted(base["vocab"], key=base["vocab"].get), "<|im_end|>", "<tool>"]
+    kinds = [1] * (len(tokens) - 2) + [3, 4]
+    spec = write_gguf(
+        tmp_path / "model.gguf", config, weights, tokenizer_model="gpt2", tokenizer_pre="smollm",
+        token_list=tokens, token_types=kinds, token_merges=[" ".join(m) for m in base["merges"]],
+        chat_template="{{ messages }}",
+    )  # fmt: skip
+    path = tokenizer_path(spec, tmp_path / "cache")
+    assert path.parent.joinpath("chat_template.jinja").read_text() == "{{ messages }}"
+    ours = tokenizers.Tokenizer.from_file(str(path))
+    ids = ours.encode(_TEXT).ids
+    assert ours.decode(ids, skip_special_tokens=False) == _TEXT
+    assert ids.count(tokens.index("<|im_end|>")) == 1
+    assert [tokens[i] for i in ids if tokens[i].strip("Ġ").isdigit()] == ["1", "2", "3", "4"]
+    assert ours.encode("a<tool>").ids[-1] == tokens.index("<tool>")
+    assert "<tool>" in ours.decode(ours.encode("<tool>").ids)  # no special token
+
+    spec = write_gguf(
+        tmp_path / "other.gguf", config, weights, tokenizer_model="gpt2", tokenizer_pre="gemma"
+    )
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.pre 'gemma' .* gpt-2, smollm"):
+        tokenizer_path(spec, tmp_path / "cache")
+
+
+def test_the_tokenizer_of_a_hugging_face_folder(tmp_path):
+    cache, folder = tmp_path / "cache", tmp_path / "hf"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"no tokenizer\.json, no vocab\.txt"):
+        tokenizer_path(f"hf:{folder}", cache)
+    small_bpe().save_model(str(folder))  # vocab.json, merges.txt
+    with pytest.warns(UserWarning, match=r"made of vocab\.json and merges\.txt"):
+        path = tokenizer_path(f"hf:{folder}", cache)
+    ids = small_bpe().encode(_TEXT).ids
+    assert tokenizers.Tokenizer.from_file(str(path)).encode(_TEXT).ids == ids
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "low", "##er", "Low"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    with pytest.warns(UserWarning, match=r"made of vocab\.txt"):
+        path = tokenizer_path(f"hf:{folder}", cache)
+    encoded = tokenizers.Tokenizer.from_file(str(path)).encode("Low lower")
+    assert encoded.tokens == ["[CLS]", "Low", "low", "##er", "[SEP]"]
+    (folder / "tokenizer.json").write_text("{}")
+    assert tokenizer_path(f"hf:{folder}", cache) == folder / "tokenizer.json"
