@@ -303,6 +303,18 @@ def test_listing_starts_no_jax():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("peoples_daily", "peoples_daily_ner"),
+        ("sympy_code", "django_code", "python_functions"),
+        ("libreoffice_en_de", "libreoffice_en_zh"),
+    ],
+)
+def test_corpora_that_share_groups_hold_out_the_same_ones(names):
+    assert len({CORPORA[name].shares for name in names}) == 1
+
+
 @pytest.mark.slow
 def test_a_real_corpus(tmp_path):
     folder = corpus_fetch.fetch("sotu", tmp_path)

@@ -130,6 +130,7 @@ _TABLE = (
         text.news,
         "research use",
         _PKU,
+        shares=_TASK,  # as peoples_daily_ner, so that the same blocks are held out
     ),
     Corpus(
         "sympy_code",
