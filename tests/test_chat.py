@@ -222,7 +222,7 @@ def test_what_hugging_face_templates_use():
 
 
 def test_load_from_a_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"data.chat_template: .*missing' does not exist"):
+    with pytest.raises(ValueError, match=r"tasks.template: .*missing' does not exist"):
         ChatTemplate.load(tmp_path / "missing")
     assert ChatTemplate.load(tmp_path) == CHATML
     config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": None}
@@ -275,12 +275,12 @@ def test_a_template_that_fails_is_one_line_with_file_and_row(source, reason, tok
     with pytest.raises(ValueError) as error:
         encode_chat(messages, tokenizer, chatml(source), 100, "rows.jsonl:3")
     text = str(error.value)
-    start = "data.chat_template: t.jinja: rows.jsonl:3: messages: template says: "
+    start = "tasks.template: t.jinja: rows.jsonl:3: messages: template says: "
     assert text.startswith(start) and reason in text and "\n" not in text
 
 
 def test_a_template_with_a_wrong_tag_names_the_line():
-    with pytest.raises(ValueError, match=r"data.chat_template: t.jinja: line 2: .*'endfor'"):
+    with pytest.raises(ValueError, match=r"tasks.template: t.jinja: line 2: .*'endfor'"):
         chatml("{% if 1 %}\n{% endfor %}")
 
 
@@ -331,8 +331,8 @@ def test_a_token_behind_the_whole_text(tokenizer):
     ],
 )
 def test_a_bad_row_is_named_by_file_row_and_field(messages, problem, tokenizer):
-    with pytest.raises(ValueError, match=r"^data.path: rows.jsonl:7: " + problem):
-        encode_chat(messages, tokenizer, CHATML, 100, "rows.jsonl:7")
+    with pytest.raises(ValueError, match=r"^tasks.chat: rows.jsonl:7: " + problem):
+        encode_chat(messages, tokenizer, CHATML, 100, "tasks.chat: rows.jsonl:7")
 
 
 def test_the_built_in_template_needs_its_tokens():
@@ -448,8 +448,10 @@ def test_a_long_chat_prompt_loses_turns_of_both_segments(tokenizer):
     ],
 )
 def test_a_bad_pair_is_named_by_file_row_and_field(row, templated, problem, tokenizer):
-    with pytest.raises(ValueError, match=r"^data.path: pairs.jsonl:2: " + problem):
-        encode_preference(row, tokenizer, CHATML if templated else None, 64, "pairs.jsonl:2")
+    with pytest.raises(ValueError, match=r"^tasks.pairs: pairs.jsonl:2: " + problem):
+        encode_preference(
+            row, tokenizer, CHATML if templated else None, 64, "tasks.pairs: pairs.jsonl:2"
+        )
 
 
 # --- packing

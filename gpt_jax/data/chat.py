@@ -35,7 +35,7 @@ def encode_chat(
       tokenizer: encodes the text; its special tokens are recognised in what the template writes.
       template: turns messages into text.
       seq_len: most tokens (T) that the record may have.
-      where: file and row, for errors.
+      where: what errors begin with: the config's field, file and row.
 
     Returns:
       The record, or None: the last exchange alone is longer than seq_len.
@@ -110,7 +110,7 @@ def check_messages(
 
     Args:
       messages: what a row holds.
-      where: file and row.
+      where: as in `encode_chat`.
       field: its name in the row.
       complete: the last message must be the assistant's.
 
@@ -224,7 +224,7 @@ def _encode_turns(messages, tokenizer, template, num_earlier: int = 0) -> _Half:
         learned |= (ends > start) & (starts < stop)
     if not learned.any():
         raise ValueError(
-            f"data.chat_template: {template.name}: messages: the template marks nothing that the "
+            f"tasks.template: {template.name}: messages: the template marks nothing that the "
             "assistant says"
         )
     stop = int(np.flatnonzero(learned)[-1]) + 1
@@ -249,4 +249,4 @@ def _kind(value) -> str:
 
 
 def _wrong(where: str, field: str, problem: str) -> ValueError:
-    return ValueError(": ".join(part for part in ("data.path", where, field, problem) if part))
+    return ValueError(": ".join(part for part in (where, field, problem) if part))

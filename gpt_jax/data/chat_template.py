@@ -52,7 +52,7 @@ class ChatTemplate:
             compile_template(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(
-                f"data.chat_template: {self.name}: line {error.lineno}: {error.message}"
+                f"tasks.template: {self.name}: line {error.lineno}: {error.message}"
             ) from None
 
     @classmethod
@@ -68,9 +68,9 @@ class ChatTemplate:
         """
         path = Path(path)
         if not path.exists():
-            raise ValueError(f"data.chat_template: {str(path)!r} does not exist")
+            raise ValueError(f"tasks.template: {str(path)!r} does not exist")
         if path.suffix == ".json" and path.name not in ("tokenizer.json", "tokenizer_config.json"):
-            raise ValueError(f"data.chat_template: {str(path)!r} is neither template nor tokenizer")
+            raise ValueError(f"tasks.template: {str(path)!r} is neither template nor tokenizer")
         folder = path if path.is_dir() else path.parent
         config_path = folder / "tokenizer_config.json"
         config = _read_json(folder / "special_tokens_map.json") | _read_json(config_path)
@@ -82,7 +82,7 @@ class ChatTemplate:
             try:
                 return cls(source_path.read_text(encoding="utf-8"), str(source_path), tokens)
             except UnicodeDecodeError:
-                raise ValueError(f"data.chat_template: {source_path} is no UTF-8 text") from None
+                raise ValueError(f"tasks.template: {source_path} is no UTF-8 text") from None
         source = _default_of(config.get("chat_template"), config_path)
         return (
             dataclasses.replace(CHATML, tokens=tokens)
@@ -148,7 +148,7 @@ class ChatTemplate:
             plain += inside + outside
         if plain != text:
             raise ValueError(
-                f"data.chat_template: {self.name}: messages: the template changes the text of a "
+                f"tasks.template: {self.name}: messages: the template changes the text of a "
                 "{% generation %} block, or a message holds U+FDD0 or U+FDD1"
             )
         return [(start, end) for start, end in spans if start < end]
@@ -168,7 +168,7 @@ class ChatTemplate:
             problem = "nothing ends this turn, so that a model would not learn to stop"
         if problem:
             raise ValueError(
-                f"data.chat_template: {self.name}: messages[{i}]: {problem}; mark the assistant's "
+                f"tasks.template: {self.name}: messages[{i}]: {problem}; mark the assistant's "
                 "turns in the template with {% generation %} ... {% endgeneration %}"
             )
         # "<|im_end|>\n" ends with the token, but the line end of "Assistant: yes\n" is the token.
@@ -186,7 +186,7 @@ class ChatTemplate:
         except Exception as error:  # a template is a program: it may fail in any way
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"data.chat_template: {self.name}: messages: template says: {reason}"
+                f"tasks.template: {self.name}: messages: template says: {reason}"
             ) from None
 
 
@@ -196,7 +196,7 @@ def _read_json(path: Path) -> dict:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"data.chat_template: {path} is not JSON: {error}") from None
+        raise ValueError(f"tasks.template: {path} is not JSON: {error}") from None
     return values if isinstance(values, dict) else {}
 
 
@@ -212,12 +212,12 @@ def _default_of(value, path: Path) -> str | None:
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
         if "default" not in named:
             raise ValueError(
-                f"data.chat_template: {path} holds the templates {', '.join(map(str, named))}, "
+                f"tasks.template: {path} holds the templates {', '.join(map(str, named))}, "
                 "none of which is 'default'; give one as a file"
             )
         value = named["default"]
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"data.chat_template: {path}: chat_template is no text")
+        raise ValueError(f"tasks.template: {path}: chat_template is no text")
     return value
 
 
