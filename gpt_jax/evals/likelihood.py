@@ -67,7 +67,8 @@ def continuation_logprobs(
     if config.head != "lm":
         raise ValueError(f"model.head: {config.head!r} gives no likelihoods; that needs 'lm'")
     seq_len, source_len = seq_len or config.seq_len, source_len or config.seq_len
-    distinct = list(dict.fromkeys(pairs))
+    # A pair that stands several times is computed once; nothing is sure to follow.
+    distinct = [pair for pair in dict.fromkeys(pairs) if pair[1]]
     records = [
         pair_record(tokenizer, config, context, continuation, seq_len, source_len)
         for context, continuation in distinct
@@ -79,7 +80,7 @@ def continuation_logprobs(
             size = int(records[number]["loss_mask"].sum())
             result = Continuation(float(logprob_B[row]), size, bool(greedy_B[row]))
             found[distinct[number]] = result
-    return [found[pair] for pair in pairs]
+    return [found.get(pair, Continuation(0.0, 0, True)) for pair in pairs]
 
 
 def encode_pair(

@@ -21,6 +21,7 @@ from gpt_jax.models.transformer import Transformer, forward
 from gpt_jax.tasks import metrics
 from gpt_jax.tasks.answers import read_outputs
 from gpt_jax.tasks.contract import Formatted, Scores, Task
+from gpt_jax.tasks.data_spec import Examples
 from gpt_jax.tasks.encode import encode_inputs
 from gpt_jax.tasks.few_shot import few_shot
 from gpt_jax.tasks.sandbox import check_allowed, run_programs
@@ -84,8 +85,8 @@ def evaluate_task(
 
     Returns:
       The task's scores; standard error and 95 % interval of the main one (`..._stderr`, `..._low`,
-      `..._high`); `num_examples`; for choices the accuracy by each normalisation; for programs
-      that may run `pass@k`.
+      `..._high`); `num_examples`; for choices the accuracy by each normalisation; the mean
+      `num_shots` that fitted; for programs that may run `pass@k`.
 
     Raises:
       ValueError: the model cannot do the task, or its data are not here.
@@ -113,20 +114,22 @@ def evaluate_task(
     asked = _Asked(
         model, params, tokenizer, task, batch_size, seq_len, source_len or config.seq_len, sampling
     )
-    questions = formatted
+    questions, more = formatted, {}
     if num_shots:
         examples = task.examples("train", cache_dir)
-        questions = [_with_shots(asked, examples, f, num_shots, seed) for f in formatted]
-    more: Scores = {}
+        shown = [_with_shots(asked, examples, f, num_shots, seed) for f in formatted]
+        questions, counts = zip(*shown, strict=True)
+        more["num_shots"] = metrics.mean(counts)
     if config.head != "lm":
         predictions = _read_head(asked, formatted)
     elif formatted[0].choices:
-        predictions, more = _choose(asked, questions)
+        predictions, by_name = _choose(asked, questions)
+        more |= by_name
     else:
         answers = _write(asked, questions)
         predictions = [texts[0] for texts in answers]
         if task.program and allow_code_execution:
-            more = _pass_rates(asked, formatted, answers)
+            more |= _pass_rates(asked, formatted, answers)
     return {**_with_interval(task, predictions, formatted), **more, "num_examples": len(formatted)}
 
 
@@ -139,13 +142,15 @@ def _with_interval(task: Task, predictions: list, formatted: list[Formatted]) ->
     return {**scores, **metrics.interval(scores, task.metric, task.is_share, rescore, size)}
 
 
-def _with_shots(asked: _Asked, examples, formatted: Formatted, k: int, seed: int) -> Formatted:
+def _with_shots(
+    asked: _Asked, examples: Examples, formatted: Formatted, k: int, seed: int
+) -> tuple[Formatted, int]:
     """The example with k solved ones before it, or as many as leave place for the answer."""
     for shots in range(k, 0, -1):
         prompt = few_shot(asked.task, examples, formatted, shots, seed)
         if len(asked.tokenizer.encode(prompt)) <= _prompt_room(asked, formatted):
-            return dataclasses.replace(formatted, prompt=prompt)
-    return formatted
+            return dataclasses.replace(formatted, prompt=prompt), shots
+    return formatted, 0
 
 
 def _prompt_room(asked: _Asked, formatted: Formatted) -> int:

@@ -36,11 +36,11 @@ def few_shot(
     shots: list[str] = []
     # A permutation bit by bit: a split may have millions of rows, and k are wanted.
     for i in _draws(np.random.default_rng(key), len(examples), k):
+        if len(shots) == k:
+            break
         shot = task.format(examples[i])
         if shot.prompt != formatted.prompt:
             shots.append(shot.prompt + shot.target)
-        if len(shots) == k:
-            break
     if len(shots) < k:
         raise ValueError(
             f"num_shots: {k} is more than the {len(shots)} other examples of task {task.name!r}"
