@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from configs.common import choose, finetuned, parse_argument, shrink, small_optimizer
 
 # task, classes (O, and B- and I- of each kind)
-TASKS = {"en": ("ner_en", 9), "zh": ("ner_zh", 9)}
+TASKS = {"en": ("ner_en", 9), "zh": ("ner_zh", 7)}
 
 
 def get_config(argument=None):

@@ -32,7 +32,7 @@ def get_config(argument=None):
     if not arg["scratch"]:
         # The source's own heads go, the classifier is new.
         config.init.skip = ("^pooler/" if large else "^mlm/", "^classifier/")
-    config.data.seq_len = 64
+    config.data.seq_len = 64 if arg["lang"] == "en" else 96
 
     config.model = ConfigDict()
     config.model.head = "sequence"

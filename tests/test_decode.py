@@ -84,7 +84,9 @@ def run(decoder, prompts, num_steps=16, **values):
 def test_every_position_with_a_cache_gives_the_logits_of_the_whole_forward(config):
     params, tokens_BT = params_for(config), np.random.default_rng(1).integers(0, 31, (3, SEQ_LEN))
     lengths_B = np.array([1, 7, 13], np.int32)
-    cache = loop.prefill(Transformer(config), params, tokens_BT[:, :16], np.full(len(tokens_BT), 16))
+    cache = loop.prefill(
+        Transformer(config), params, tokens_BT[:, :16], np.full(len(tokens_BT), 16)
+    )
     cache = loop.spread(cache, np.arange(3), lengths_B, length=SEQ_LEN)
     step = jax.jit(
         lambda tokens, cache: Transformer(config).apply({"params": params}, tokens, cache=cache)

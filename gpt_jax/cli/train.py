@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gpt_jax.convert.source import inherit_model
+    from gpt_jax.data.corpora import CORPORA, corpus_folder
     from gpt_jax.data.sources import find_files
+    from gpt_jax.parallel.cache_folder import cache_dir
     from gpt_jax.runs.config import run_config
     from gpt_jax.runs.config_file import load_config
 
@@ -33,9 +35,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     if config.data.path:
         find_files(config.data.path, config.data.pattern)  # whether there is anything to read
+    elif not config.tasks.names:
+        for name in config.data.name.split("+"):
+            if name in CORPORA:
+                corpus_folder(name, cache_dir())  # whether it is fetched
 
     # JAX starts here: what can be known without it has been refused by now.
-    from gpt_jax.parallel.startup import cache_dir, start
+    from gpt_jax.parallel.startup import start
     from gpt_jax.train.loop import fit
     from gpt_jax.train.setup import set_up
 

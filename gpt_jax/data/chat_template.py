@@ -31,6 +31,10 @@ _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 Messages = Sequence[Mapping[str, str]]
 
 
+# What `ChatTemplate.save` writes.
+TEMPLATE_FILES = ("chat_template.jinja", "special_tokens_map.json")
+
+
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
     """A chat template and the special tokens that it may name.
@@ -98,9 +102,10 @@ class ChatTemplate:
     def save(self, folder) -> None:
         """Writes the two files from which `load` and Hugging Face's libraries read it back."""
         folder = Path(folder)
-        write_atomically(folder / "chat_template.jinja", self.source.encode())
+        source_name, tokens_name = TEMPLATE_FILES
+        write_atomically(folder / source_name, self.source.encode())
         tokens = json.dumps(dict(self.tokens), indent=2, ensure_ascii=False)
-        write_atomically(folder / "special_tokens_map.json", tokens.encode())
+        write_atomically(folder / tokens_name, tokens.encode())
 
     def render(self, messages: Messages, add_generation_prompt: bool = False, **extras) -> str:
         """The text of a conversation.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_jax.data.chat_template import ChatTemplate
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.documents import TRAIN, VALIDATION, Documents
 from gpt_jax.data.hashing import digest
@@ -35,6 +36,8 @@ class PreparedData:
       validation: held-out rows by the name that their results get: "validation", or a task's.
       fingerprint: changes whenever a training batch does: tokens, tokenizer, row length.
       description: JSON types, for the receipt: corpus with version, counts, skipped documents.
+      template: of the conversations in it, which a run keeps beside its tokenizer; None: there are
+        none.
     """
 
     tokenizer: Tokenizer
@@ -42,6 +45,7 @@ class PreparedData:
     validation: dict[str, Any]
     fingerprint: str
     description: dict
+    template: ChatTemplate | None = None
 
     def fingerprints(self) -> dict[str, str]:
         """What a checkpoint remembers of the data, by split."""

@@ -1,5 +1,6 @@
 """Evaluations of a finished run, from its directory alone."""
 
+import json
 from typing import Any
 
 from etils import epath
@@ -15,7 +16,7 @@ from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs.config import RunConfig
 from gpt_jax.runs.data import prepare_run
-from gpt_jax.runs.run import open_run
+from gpt_jax.runs.run import EVALUATIONS, open_run
 from gpt_jax.tasks.table import find_task
 
 
@@ -27,7 +28,7 @@ def validation(
     With several splits (tasks) each name begins with that of its split.
     """
     run = open_run(workdir, step)
-    data = prepare_run(run.config, cache_dir, run.tokenizer)
+    data = prepare_run(run.config, cache_dir, run.tokenizer, run.workdir)
     data.check_fingerprints(run.data_fingerprints)
     mesh = make_mesh(MeshConfig())
     # Whole rows for every device, however many there are here.
@@ -35,7 +36,7 @@ def validation(
     objective = make_objective(run.config.objective, training=False)
     if objective.needs_teacher:
         name = run.config.objective.name
-        raise ValueError(f"--tasks: 'validation' of objective {name!r} is measured in training only")
+        raise ValueError(f"--tasks: 'validation' of {name!r} is measured in training only")
     results = {}
     for name, rows in data.validation.items():
         token_bytes = text_bytes(run.config, data, rows)
@@ -50,10 +51,10 @@ def task(
     workdir: epath.PathLike, step: int | None, cache_dir: epath.PathLike, name: str, split: str,
     *, limit: int = 0, num_shots: int = 0, allow_code_execution: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """A task's scores; see task_evaluation.evaluate_task."""
+    """A task's scores, also added to the run's evaluations.jsonl; see evaluate_task."""
     run = open_run(workdir, step)
     config = run.config
-    return evaluate_task(
+    scores = evaluate_task(
         run.model, run.params, run.tokenizer, find_task(name), split, cache_dir,
         seq_len=config.data.seq_len,
         source_len=config.tasks.source_len or config.data.seq_len,
@@ -61,6 +62,10 @@ def task(
         max_tokens=config.tasks.max_new_tokens,
         batch_size=config.train.microbatch_size, allow_code_execution=allow_code_execution,
     )  # fmt: skip
+    row = {"step": run.step, "task": name, "split": split, "num_shots": num_shots, **scores}
+    with open(epath.Path(workdir) / EVALUATIONS, "a") as file:
+        file.write(json.dumps(row) + "\n")
+    return scores
 
 
 def compression(config: RunConfig, cache_dir: epath.PathLike) -> dict[str, float]:

@@ -29,7 +29,8 @@ class TrainConfig:
       log_every: Steps between rows of training metrics.
       eval_every: Between evaluations; one follows the last step.
       eval_batches: Validation batches (of microbatch_size) of an evaluation while training; 0: the
-        whole split. The last evaluation always takes the whole split.
+        whole split. The last evaluation takes the whole split, but not where the best checkpoint is
+        looked for, since values over other rows do not compare.
       checkpoint_every: Between checkpoints; one follows the last step.
       keep: Newest checkpoints that are kept.
       keep_best: Checkpoints with the best metric that are kept beside them; each evaluation is
@@ -176,9 +177,31 @@ class RunConfig:
                 "model.read_prompts_whole: False is not what objective.name 'prefix_lm' trains; "
                 "set it to True"
             )
+        if name == "regression" and model.num_classes != 1:
+            raise ValueError(
+                f"model.num_classes: {model.num_classes} is not 1, as objective.name 'regression' "
+                "needs"
+            )
+        weights = self.objective.class_weights
+        if weights and len(weights) != model.num_classes:
+            raise ValueError(
+                f"objective.class_weights: {len(weights)} numbers for model.num_classes "
+                f"{model.num_classes}"
+            )
+        self._check_metric()
         needs_tasks = name in ("labels", "span", "regression", "seq2seq", "dpo")
         if needs_tasks and not self.tasks.names:
             raise ValueError(f"tasks.names: () is no task, which objective.name {name!r} needs")
+
+    def _check_metric(self):
+        """Whether an evaluation has the split that train.metric names."""
+        train = self.train
+        known = self.tasks.names or ("validation",)
+        if (train.keep_best or train.patience) and train.metric.rpartition("/")[0] not in known:
+            raise ValueError(
+                f"train.metric: {train.metric!r} is not measured; it begins with one of "
+                + ", ".join(f"{name}/" for name in known)
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts of JSON values."""

@@ -11,20 +11,23 @@ from gpt_jax.runs.config import RunConfig
 from gpt_jax.tasks.prepare import prepare_tasks
 
 
-def prepare_run(config: RunConfig, cache_dir, tokenizer: Tokenizer | None = None) -> PreparedData:
+def prepare_run(
+    config: RunConfig, cache_dir, tokenizer: Tokenizer | None = None, workdir: Any = None
+) -> PreparedData:
     """Prepares what a run reads.
 
     Args:
       config: The run's.
       cache_dir: See data.pipeline.prepare.
       tokenizer: The one a run already keeps.
+      workdir: The directory of such a run, which also has its chat template.
 
     Raises:
       ValueError: See data.pipeline.prepare, tasks.prepare.prepare_tasks and
         objectives.transforms.special_ids.
     """
     if config.tasks.names:
-        return prepare_tasks(config.tasks, config.data, config.model, cache_dir, tokenizer)
+        return prepare_tasks(config.tasks, config.data, config.model, cache_dir, tokenizer, workdir)
     data = prepare(config.data, cache_dir, tokenizer)
     corrupt = _corruption(config, data.tokenizer)
     if corrupt is None:

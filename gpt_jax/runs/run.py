@@ -26,6 +26,7 @@ CONFIG, RECEIPT, METRICS, TOKENIZER = (
     "metrics.jsonl",
     "tokenizer.json",
 )
+EVALUATIONS = "evaluations.jsonl"
 CHECKPOINTS, BASE, SAMPLES, LOSS_CURVE, EVENTS, LOCK = (
     "checkpoints",
     "base",

@@ -9,9 +9,16 @@ from gpt_jax.tasks.contract import Task
 from gpt_jax.tasks.data_spec import DataSpec
 
 
+def _encode(row, tokenizer, template, seq_len, where):
+    # A base model knows no turns: its answers are texts behind the prompt.
+    knows_turns = all(tokenizer.token_id(token) is not None for token in template.required)
+    template = template if knows_turns else None
+    return encode_preference(row, tokenizer, template, seq_len, where)
+
+
 def from_file(name: str, path: str) -> Task:
     """A task of one's own pairs."""
-    return Task(name, DataSpec(path), metric="accuracy", encode=encode_preference, packs=False)
+    return Task(name, DataSpec(path), metric="accuracy", encode=_encode, packs=False)
 
 
 TASKS = (

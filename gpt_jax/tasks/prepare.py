@@ -26,6 +26,7 @@ def prepare_tasks(
     model: TransformerConfig,
     cache_dir,
     tokenizer: Tokenizer | None = None,
+    workdir=None,
 ) -> PreparedData:
     """Reads, formats and encodes the examples of all tasks.
 
@@ -35,6 +36,7 @@ def prepare_tasks(
       model: Whose family and head decide what an example becomes.
       cache_dir: Where the tasks' data is.
       tokenizer: The one a run already keeps; `data.tokenizer` is then not looked at.
+      workdir: The directory of such a run, which also has its chat template.
 
     Raises:
       ValueError: A task is not known, not for this model, or its data is not here; a row is not
@@ -47,7 +49,7 @@ def prepare_tasks(
         tokenizer = given_tokenizer(data)
     if tokenizer is None:
         tokenizer = _trained(tasks, config, data, cache_dir)
-    template = _template(config, data)
+    template = ChatTemplate.load(workdir) if workdir else _template(config, data)
     layout = task_layout(config, data, model)
 
     def rows(task: Task, split: str) -> ExampleRows:
@@ -77,7 +79,9 @@ def prepare_tasks(
     # Weights are of examples, while a mixture's places are rows, which hold several.
     per_row = [len(part) / len(part.records) for part in train.values()]
     weights = [weight * rows for weight, rows in zip(weights, per_row, strict=True)]
-    return prepared(data, " + ".join(train), tokenizer, Mixture(train, weights), held_out)
+    result = prepared(data, " + ".join(train), tokenizer, Mixture(train, weights), held_out)
+    has_turns = any(task.encode for task in tasks)
+    return dataclasses.replace(result, template=template if has_turns else None)
 
 
 def task_layout(config: TasksConfig, data: DataConfig, model: TransformerConfig) -> Layout:

@@ -13,7 +13,7 @@ from gpt_jax.convert.merge import merge_strict
 from gpt_jax.convert.source import Source, check_same, load_params, model_values
 from gpt_jax.data.pipeline import PreparedData
 from gpt_jax.data.skipgram import train_skipgram
-from gpt_jax.data.word_vectors import embedding_from_vectors
+from gpt_jax.data.word_vectors import embedding_from_vectors, scaled_embedding
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.lora import merge_lora
 from gpt_jax.models.transformer import Transformer
@@ -120,7 +120,8 @@ def _word_vectors(config: RunConfig, data: PreparedData, std: float) -> np.ndarr
             break
     stream = np.concatenate(tokens)
     table = train_skipgram(stream, tokenizer.vocab_size, width, seed=config.seed)
-    return table * (std / max(float(table.std()), 1e-12))
+    found = np.bincount(stream, minlength=tokenizer.vocab_size) > 0
+    return scaled_embedding(table, found, config.seed, std)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

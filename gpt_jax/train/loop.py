@@ -181,6 +181,10 @@ class _Loop:
         t = self._training
         whole = step == t.total and not self._by_metric
         row, lines = self._evaluations.run(step, t.params(), whole=whole)
+        metric = t.config.train.metric
+        if self._by_metric and f"eval/{metric}" not in row:
+            measured = ", ".join(name.removeprefix("eval/") for name in row)
+            raise ValueError(f"train.metric: {metric!r} is not measured; there is {measured}")
         self._write(step, {**row, "eval/tokens": step * t.clock.tokens_per_step})
         for line in lines:
             self._progress.line(line)

@@ -154,7 +154,7 @@ def set_up(
     sharding.check_batch_size(config.train.batch_size, config.train.num_microbatches, mesh)
     kept = workdir / layout.TOKENIZER
     tokenizer = load_tokenizer(kept, config.data.eos_token) if resuming else None
-    data = prepare_run(config, cache_dir, tokenizer)
+    data = prepare_run(config, cache_dir, tokenizer, workdir if resuming else None)
     _check_model(config, data, mesh)
     clock, total = _clock(config, data)
     model = Transformer(config.model, mesh.devices.flat[0].platform)
@@ -170,7 +170,7 @@ def set_up(
 
     lock = lock_workdir(workdir)
     if first is not None:
-        write_run(workdir, config, data.tokenizer, first[1])
+        write_run(workdir, config, data, first[1])
     checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, keep=config.train.keep)
     if first is None:
         state, start = _restored(checkpoints, init, where, data)

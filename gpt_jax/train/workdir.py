@@ -6,7 +6,8 @@ from typing import IO
 
 from etils import epath
 
-from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.data.chat_template import TEMPLATE_FILES
+from gpt_jax.data.pipeline import PreparedData
 from gpt_jax.runs import run as layout
 from gpt_jax.runs.checkpoints import save_params
 from gpt_jax.runs.config import RunConfig, flatten, run_config
@@ -42,7 +43,8 @@ def check_workdir(workdir: epath.Path, config: RunConfig) -> bool:
     path = workdir / layout.CONFIG
     if not path.exists():
         # A run that was killed as it began has its tokenizer, but no config yet.
-        ours = {layout.LOCK, layout.TOKENIZER, f"{layout.CONFIG}.partial"}
+        ours = {layout.LOCK, layout.TOKENIZER, layout.BASE, f"{layout.CONFIG}.partial"}
+        ours |= set(TEMPLATE_FILES)
         if {entry.name for entry in workdir.iterdir()} - ours:
             raise ValueError(
                 f"--workdir: {str(workdir)!r} holds other files and no run; give a new folder"
@@ -76,10 +78,12 @@ def lock_workdir(workdir: epath.Path) -> IO[str]:
     return file
 
 
-def write_run(workdir: epath.Path, config: RunConfig, tokenizer: Tokenizer, frozen: Tree) -> None:
+def write_run(workdir: epath.Path, config: RunConfig, data: PreparedData, frozen: Tree) -> None:
     """Begins the run: what training from its first state needs, config.json last."""
     # The tokenizer first: config.json is what makes the folder a run.
-    tokenizer.save(workdir / layout.TOKENIZER)
+    data.tokenizer.save(workdir / layout.TOKENIZER)
+    if data.template:
+        data.template.save(workdir)
     if frozen is not None:
         save_params(workdir / layout.BASE, frozen, {})
     elif (workdir / layout.BASE).exists():  # of a run that was never trained

@@ -1,0 +1,186 @@
+"""Finetuned, from scratch, and plain baselines: the runs behind README.md.
+
+  python experiments/tasks/study.py run [NAME ...]    trains and scores what is missing
+  python experiments/tasks/study.py table             results.json and the tables, from the runs
+
+Runs lie under runs/tasks; what broke is continued, what is done is left alone.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path("runs/tasks")
+SEEDS = (0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training and what it is scored on.
+
+    Attributes:
+      name: Its folder under ROOT.
+      config: FILE:args.
+      tasks: Scored on the test split.
+      seed: Of everything.
+      overrides: "a.b=value".
+      limit: Test examples that are scored; 0: all.
+      needs: Runs that it begins from.
+    """
+
+    name: str
+    config: str
+    tasks: tuple[str, ...] = ()
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    limit: int = 0
+    needs: tuple[str, ...] = ()
+
+
+PRETRAINED = (
+    Run("gpt", "pretrain_gpt.py"),
+    Run("bert", "pretrain_bert.py"),
+    Run("chinese", "pretrain_chinese.py"),
+    Run("t5", "pretrain_t5.py"),
+)
+
+
+def _pairs(name: str, config: str, task: str, limit: int = 0, needs: tuple[str, ...] = ()):
+    """Finetuned and from scratch, each with all seeds."""
+    for seed in SEEDS:
+        for kind, argument in (("finetuned", ""), ("scratch", ",scratch")):
+            run = f"{name}-{kind}-{seed}"
+            yield Run(run, config + argument, (task,), seed, limit=limit, needs=needs)
+
+
+def runs() -> list[Run]:
+    """All of them, those that others begin from first."""
+    gpt, t5, chinese, bert = (f"from={ROOT / name}" for name in ("gpt", "t5", "chinese", "bert"))
+    sentiment, ner = "finetune_sentiment.py", "finetune_ner.py"
+    return [
+        *PRETRAINED,
+        *_pairs("sentiment_zh", f"{sentiment}:lang=zh,{chinese}", "sentiment_zh", 0, ("chinese",)),
+        *_pairs("sentiment_en", f"{sentiment}:from=hf:minilm", "sentiment_en"),
+        *_pairs("ner_en", f"{ner}:from=hf:minilm", "ner_en"),
+        *_pairs(
+            "translation-t5", f"finetune_translation.py:{t5}", "translate_en_de", 300, ("t5",)
+        ),
+        *_pairs("translation-gpt", f"finetune_multitask.py:{gpt},tasks=translate_en_de",
+                "translate_en_de", 300, ("gpt",)),
+        *_pairs("code", f"finetune_code.py:{gpt}", "complete_line", 500, ("gpt",)),
+        Run("sentiment_en-bert-0", f"{sentiment}:{bert}", ("sentiment_en",), needs=("bert",)),
+        Run("ner_zh-finetuned-0", f"{ner}:lang=zh,{chinese}", ("ner_zh",), needs=("chinese",)),
+        Run("ner_zh-scratch-0", f"{ner}:lang=zh,{chinese},scratch", ("ner_zh",),
+            needs=("chinese",)),
+        Run("single-sentiment_en-0", f"finetune_multitask.py:{gpt},tasks=sentiment_en",
+            ("sentiment_en",), needs=("gpt",)),
+        Run("multitask-0", f"finetune_multitask.py:{gpt}",
+            ("sentiment_en", "translate_en_de", "complete_line"), limit=500, needs=("gpt",)),
+    ]  # fmt: skip
+
+
+def execute(run: Run) -> None:
+    """Trains, unless that is done, and scores, unless that is done."""
+    workdir = ROOT / run.name
+    overrides = (f"seed={run.seed}", "train.tensorboard=false", *run.overrides)
+    _gpt_jax(
+        "train", f"--config=configs/{run.config}", f"--workdir={workdir}",
+        *(f"--config.{override}" for override in overrides),
+    )  # fmt: skip
+    scored = {row["task"] for row in _rows(workdir / "evaluations.jsonl")}
+    for task in run.tasks:
+        if task not in scored:
+            _gpt_jax("evaluate", f"--run={workdir}", f"--tasks={task}", f"--limit={run.limit}")
+
+
+def _gpt_jax(*words: str) -> None:
+    print("+ gpt-jax", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "gpt_jax", *words], check=True)
+
+
+def _rows(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def collect() -> list[dict]:
+    """A row for each run that is there: scores, parameters, tokens, seconds of training."""
+    results = []
+    for run in runs():
+        workdir = ROOT / run.name
+        if not (workdir / "receipt.json").exists():
+            continue
+        receipt = json.loads((workdir / "receipt.json").read_text())
+        metrics = _rows(workdir / "metrics.jsonl")
+        times = [row["time"] for row in metrics]
+        held_out = next((row for row in reversed(metrics) if "eval/tokens" in row), {})
+        results.append(
+            {
+                "run": run.name,
+                "config": run.config,
+                "seed": run.seed,
+                "parameters": receipt["num_parameters"],
+                "steps": metrics[-1]["step"],
+                "minutes": round((times[-1] - times[0]) / 60, 1),
+                "validation": {
+                    name.removeprefix("eval/"): value
+                    for name, value in held_out.items()
+                    if name.endswith("/loss")
+                },
+                "test": {
+                    row["task"]: {k: v for k, v in row.items() if k not in ("task", "split")}
+                    for row in _rows(workdir / "evaluations.jsonl")
+                },
+            }
+        )
+    return results
+
+
+METRICS = {
+    "sentiment_en": "accuracy",
+    "sentiment_zh": "accuracy",
+    "ner_en": "entity_f1",
+    "ner_zh": "entity_f1",
+    "translate_en_de": "bleu",
+    "complete_line": "exact_match",
+}
+
+
+def table(results: list[dict]) -> str:
+    """Markdown: each group of runs that differ in the seed alone, with mean and range."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for result in results:
+        for task in result["test"]:
+            groups.setdefault((result["run"].rsplit("-", 1)[0], task), []).append(result)
+    lines = ["| runs | task | metric | mean | seeds | minutes |", "|---|---|---|---|---|---|"]
+    for (name, task), members in groups.items():
+        metric = METRICS[task]
+        values = [member["test"][task][metric] for member in members]
+        minutes = statistics.mean(member["minutes"] for member in members)
+        shown = ", ".join(f"{value:.4f}" for value in values)
+        mean = statistics.mean(values)
+        lines.append(f"| {name} | {task} | {metric} | {mean:.4f} | {shown} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("names", nargs="*")
+    arguments = parser.parse_args()
+    if arguments.command == "run":
+        known = {run.name: run for run in runs()}
+        for name in arguments.names or known:
+            execute(known[name])
+        return
+    results = collect()
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
