@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import tokenizers
 
+from gpt_jax.convert.import_run import import_run
 from gpt_jax.convert.source import load_params, model_values, tokenizer_path
 from gpt_jax.models.config import TransformerConfig
+from gpt_jax.runs import canonical
+from gpt_jax.runs.run import open_run
 
 
 def read(spec):
@@ -107,11 +110,13 @@ def small_bpe():
 def test_the_tokenizer_of_a_gguf(llama, tmp_path):
     _, config, weights = llama
     base = json.loads(small_bpe().to_str())["model"]
-    tokens = [*sorted(base["vocab"], key=base["vocab"].get), "<|im_end|>", "<tool>"]
+    # A merge that the splitting of digits must keep from being used.
+    tokens = [*sorted(base["vocab"], key=base["vocab"].get), "12", "<|im_end|>", "<tool>"]
+    merges = [*(" ".join(pair) for pair in base["merges"]), "1 2"]
     kinds = [1] * (len(tokens) - 2) + [3, 4]
     spec = write_gguf(
         tmp_path / "model.gguf", config, weights, tokenizer_model="gpt2", tokenizer_pre="smollm",
-        token_list=tokens, token_types=kinds, token_merges=[" ".join(m) for m in base["merges"]],
+        token_list=tokens, token_types=kinds, token_merges=merges,
         chat_template="{{ messages }}",
     )  # fmt: skip
     path = tokenizer_path(spec, tmp_path / "cache")
@@ -120,9 +125,10 @@ def test_the_tokenizer_of_a_gguf(llama, tmp_path):
     ids = ours.encode(_TEXT).ids
     assert ours.decode(ids, skip_special_tokens=False) == _TEXT
     assert ids.count(tokens.index("<|im_end|>")) == 1
+    assert "<|im_end|>" not in ours.decode(ids)  # a special token
     assert [tokens[i] for i in ids if tokens[i].strip("Ġ").isdigit()] == ["1", "2", "3", "4"]
     assert ours.encode("a<tool>").ids[-1] == tokens.index("<tool>")
-    assert "<tool>" in ours.decode(ours.encode("<tool>").ids)  # no special token
+    assert "<tool>" in ours.decode(ours.encode("<tool>").ids)  # a token, but no special one
 
     spec = write_gguf(
         tmp_path / "other.gguf", config, weights, tokenizer_model="gpt2", tokenizer_pre="gemma"
@@ -151,3 +157,40 @@ def test_the_tokenizer_of_a_hugging_face_folder(tmp_path):
     assert encoded.tokens == ["[CLS]", "Low", "low", "##er", "[SEP]"]
     (folder / "tokenizer.json").write_text("{}")
     assert tokenizer_path(f"hf:{folder}", cache) == folder / "tokenizer.json"
+
+
+def test_a_gguf_becomes_a_run(llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT_JAX_CACHE", str(tmp_path / "cache"))
+    hf, config, weights = llama
+    base = json.loads(small_bpe().to_str())["model"]
+    tokens = ["<|endoftext|>", *sorted(base["vocab"], key=base["vocab"].get)]
+    source = write_gguf(
+        tmp_path / "model.gguf", config, weights, tokenizer_model="gpt2", tokenizer_pre="gpt-2",
+        token_list=tokens, token_types=[3] + [1] * (len(tokens) - 1),
+        token_merges=[" ".join(pair) for pair in base["merges"]], chat_template="{{ messages }}",
+    )  # fmt: skip
+    to = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"^init\.skip: 'nothing' matches no parameter"):
+        import_run(source, to, ("nothing",))
+    assert not to.exists()
+    import_run(source, to)
+    run = open_run(to)
+    assert run.step == 0 and run.config.objective.name == "causal_lm"
+    assert run.tokenizer.decode(run.tokenizer.encode(_TEXT)) == _TEXT
+    assert (to / "chat_template.jinja").read_text() == "{{ messages }}"
+    expected = read(hf)
+    arrays = canonical.stack(run.params)
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    with pytest.raises(ValueError, match=r"^--to: .* is not empty"):
+        import_run(source, to)
+    with pytest.raises(ValueError, match=r"^--from: .* is a run already"):
+        import_run(str(to), tmp_path / "other")
+
+
+def test_only_a_language_model_becomes_a_run(tmp_path):
+    _, config, weights = fixture.stored("bert_span")
+    spec = fixture.write_folder(tmp_path, config, weights)
+    with pytest.raises(ValueError, match=r"^--from: .*head 'span', no language model"):
+        import_run(spec, tmp_path / "run")

@@ -37,9 +37,9 @@ class Loaded:
     expected: dict
 
 
-def imported(spec, skip=()):
-    """(config, parameters) of a source."""
-    config = TransformerConfig(**model_values(spec))
+def imported(spec, skip=(), **changes):
+    """(config, parameters) of a source; `changes` are to its config."""
+    config = TransformerConfig(**model_values(spec) | changes)
     boxed = jax.eval_shape(lambda: init_params(Transformer(config), jax.random.key(0)))
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nn.unbox(boxed))
     arrays = load_params(spec, config)
