@@ -87,6 +87,8 @@ def test_entities_survive_their_text(name):
                 tags[i] = f"B{tag[1:]}"
         example = task.format({"words": words, "tags": tags})
         assert task.score([example.target], [example])["word_accuracy"] == 1.0
+    twice = task.format({"words": ["a", "b", "a"], "tags": ["B-PER", "O", "B-LOC"]})
+    assert task.score([twice.target], [twice])["word_accuracy"] == 1.0
     nonsense = [" PER: nobody; XYZ: w1; LOC:", "", " none", ";;: ;"]
     example = task.format({"words": ["w1"], "tags": ["O"]})
     assert task.score(nonsense, [example] * 4)["word_accuracy"] == 1.0
@@ -361,6 +363,8 @@ def test_each_word_has_a_place_of_its_own(joiner):
     assert record["loss_mask"][starts].all()
     cut = encode(example, BYTES, model("tokens", num_classes=7), 10)
     assert len(cut["tokens"]) <= 10 and cut["loss_mask"].sum() == 2
+    unequal = dataclasses.replace(example, words=("ab", "much too long", "c"))
+    assert read_words(unequal, BYTES, 9)[1] == [1, -1, -1]
 
 
 def question(pair="Rome was founded by Romulus.", answer="Romulus", start=20):
