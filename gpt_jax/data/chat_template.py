@@ -99,6 +99,10 @@ class ChatTemplate:
         """Changes whenever what is rendered may change."""
         return digest("chat_template", self.source, dict(self.tokens))
 
+    def fits(self, tokenizer) -> bool:
+        """Whether the tokenizer has the tokens that mark its turns."""
+        return all(tokenizer.token_id(token) is not None for token in self.required)
+
     def save(self, folder) -> None:
         """Writes the two files from which `load` and Hugging Face's libraries read it back."""
         folder = Path(folder)

@@ -11,8 +11,7 @@ from gpt_jax.tasks.data_spec import DataSpec
 
 def _encode(row, tokenizer, template, seq_len, where):
     # A base model knows no turns: its answers are texts behind the prompt.
-    knows_turns = all(tokenizer.token_id(token) is not None for token in template.required)
-    template = template if knows_turns else None
+    template = template if template.fits(tokenizer) else None
     return encode_preference(row, tokenizer, template, seq_len, where)
 
 

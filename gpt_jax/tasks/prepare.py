@@ -80,7 +80,7 @@ def prepare_tasks(
     per_row = [len(part) / len(part.records) for part in train.values()]
     weights = [weight * rows for weight, rows in zip(weights, per_row, strict=True)]
     result = prepared(data, " + ".join(train), tokenizer, Mixture(train, weights), held_out)
-    has_turns = any(task.encode for task in tasks)
+    has_turns = any(task.encode for task in tasks) and template.fits(tokenizer)
     return dataclasses.replace(result, template=template if has_turns else None)
 
 
