@@ -37,6 +37,7 @@ def get_config(argument=None):
     config.model.head = "tokens"
     config.model.num_classes = classes
     config.model.dropout = 0.1
+    config.model.dtype = "bfloat16"
 
     config.tasks = ConfigDict()
     config.tasks.names = (task,)

@@ -39,6 +39,7 @@ def get_config(argument=None):
     config.model.num_classes = 2
     config.model.pool = "mean"
     config.model.dropout = 0.1
+    config.model.dtype = "bfloat16"
 
     config.tasks = ConfigDict()
     config.tasks.names = (task,)

@@ -58,6 +58,19 @@ def _pairs(name: str, config: str, task: str, limit: int = 0, needs: tuple[str, 
             yield Run(run, config + argument, (task,), seed, limit=limit, needs=needs)
 
 
+def _students(teacher: pathlib.Path):
+    """A model a sixth as large, with and without the larger one's outputs to learn from."""
+    shape = ("model.num_layers=2", "model.embed_dim=96", "model.num_heads=3", "model.head_dim=32",
+             "model.mlp_dim=384", f"data.tokenizer={teacher}", "train.duration=300",
+             "train.eval_every=50%")  # fmt: skip
+    taught = ("objective.name=distillation", f"objective.teacher={teacher}",
+              "objective.temperature=2.0", "objective.teacher_weight=0.7")  # fmt: skip
+    for seed in (0, 1, 2):
+        for kind, more in (("alone", ()), ("taught", taught)):
+            name = f"student-{kind}-{seed}"
+            yield Run(name, "pretrain_gpt.py", (), seed, (*shape, *more), needs=("gpt",))
+
+
 def runs() -> list[Run]:
     """All of them, those that others begin from first."""
     gpt, t5, chinese, bert = (f"from={ROOT / name}" for name in ("gpt", "t5", "chinese", "bert"))
@@ -81,6 +94,12 @@ def runs() -> list[Run]:
             ("sentiment_en",), needs=("gpt",)),
         Run("multitask-0", f"finetune_multitask.py:{gpt}",
             ("sentiment_en", "translate_en_de", "complete_line"), limit=500, needs=("gpt",)),
+        Run("dpo-0", f"dpo.py:{gpt}", needs=("gpt",)),
+        *_students(ROOT / "gpt"),
+        *(Run(name, f"pretrain_gpt.py:objective={name}", overrides=("train.duration=200",))
+          for name in ("permutation_lm", "fill_in_the_middle", "prefix_lm")),
+        Run("chat-lora-0", "sft_chat.py", overrides=("train.duration=10", "train.eval_every=10",
+                                                     "tasks.limit=100")),
     ]  # fmt: skip
 
 
@@ -117,6 +136,8 @@ def collect() -> list[dict]:
         receipt = json.loads((workdir / "receipt.json").read_text())
         metrics = _rows(workdir / "metrics.jsonl")
         times = [row["time"] for row in metrics]
+        losses = [row["train/loss"] for row in metrics if "train/loss" in row]
+        accuracies = [row["train/accuracy"] for row in metrics if "train/accuracy" in row]
         held_out = next((row for row in reversed(metrics) if "eval/tokens" in row), {})
         results.append(
             {
@@ -126,10 +147,15 @@ def collect() -> list[dict]:
                 "parameters": receipt["num_parameters"],
                 "steps": metrics[-1]["step"],
                 "minutes": round((times[-1] - times[0]) / 60, 1),
+                "train": {
+                    "first_loss": losses[0],
+                    "last_loss": losses[-1],
+                    "last_accuracy": statistics.mean(accuracies[-3:]),
+                },
                 "validation": {
                     name.removeprefix("eval/"): value
                     for name, value in held_out.items()
-                    if name.endswith("/loss")
+                    if name.startswith("eval/") and isinstance(value, float)
                 },
                 "test": {
                     row["task"]: {k: v for k, v in row.items() if k not in ("task", "split")}

@@ -15,6 +15,7 @@ _COMMANDS = {
     "train": "train, or continue a run",
     "evaluate": "score a run",
     "generate": "continue a text with a run",
+    "convert": "make a run of a pretrained model",
 }
 _USER_MISTAKE = 2
 # A path that is not there, not a folder, or not ours to write.

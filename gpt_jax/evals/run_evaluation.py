@@ -28,6 +28,8 @@ def validation(
     With several splits (tasks) each name begins with that of its split.
     """
     run = open_run(workdir, step)
+    if not run.data_fingerprints:
+        raise ValueError(f"--tasks: 'validation': {str(workdir)!r} was not trained here; name a task")
     data = prepare_run(run.config, cache_dir, run.tokenizer, run.workdir)
     data.check_fingerprints(run.data_fingerprints)
     mesh = make_mesh(MeshConfig())
