@@ -74,7 +74,7 @@ def test_arrows_point_down():
         ("models/a.py", "import gpt_jax.data.order"),  # sideways
         (
             "ops/a.py",
-            "def f():\n    from gpt_jax.models.gpt import GPT",
+            "def f():\n    from gpt_jax.models.transformer import Transformer",
         ),  # up, hidden in a function
         ("train/a.py", "from configs import common"),
         ("attic/a.py", ""),
