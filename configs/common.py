@@ -52,21 +52,61 @@ def small_optimizer(config: Any, learning_rate: float, muon: float = 0.0) -> Non
     config.optimizer.weight_decay = 0.0 if muon else 0.01
 
 
-def finetuned(source: str, scratch: bool, tokenizer: str = "") -> tuple[Any, Any]:
-    """The sections init and data of a config that begins from a run or another source.
+def finetuned(
+    source: str, tasks: tuple[str, ...], seq_len: int, objective: str, scratch: bool = False
+) -> Any:
+    """A config that begins from a run or another source; optimizer and durations are to be set.
 
     Args:
-      source: `init.source`.
+      source: `init.source`; its model and tokenizer are the config's.
+      tasks: Their names.
+      seq_len: Tokens of a row.
+      objective: Its name.
       scratch: The source's model and tokenizer, but every parameter drawn anew.
-      tokenizer: Another one than the source's.
     """
-    init, data = ConfigDict(), ConfigDict()
-    init.source = source
+    config = ConfigDict()
+    config.seed = 0
+    config.init = ConfigDict({"source": source})
     if scratch:
-        init.skip = (".",)
-    if tokenizer:
-        data.tokenizer = tokenizer
-    return init, data
+        config.init.skip = (".",)
+    config.data = ConfigDict({"seq_len": seq_len})
+    config.model = ConfigDict()
+    config.tasks = ConfigDict({"names": tasks, "eval_examples": 100})
+    config.objective = ConfigDict({"name": objective})
+    config.train = ConfigDict({"sample_prompts": ()})
+    config.train.eval_every = config.train.checkpoint_every = "50%"
+    return config
+
+
+def classifier(
+    source: str, task: str, seq_len: int, head: str, num_classes: int, metric: str, scratch: bool
+) -> Any:
+    """`finetuned` with a new head on an encoder; the best checkpoint by the metric is kept.
+
+    Args:
+      source, seq_len, scratch: See finetuned.
+      task: Its name.
+      head: "sequence" or "tokens".
+      num_classes: Of the task.
+      metric: The task's main one.
+    """
+    config = finetuned(source, (task,), seq_len, "labels", scratch)
+    if not scratch:
+        # The source's own head goes, the classifier is new.
+        config.init.skip = ("^pooler/" if is_large(source) else "^mlm/", "^classifier/")
+    config.model.head = head
+    config.model.num_classes = num_classes
+    config.model.dropout = 0.1
+    config.model.dtype = "bfloat16"
+    config.train.eval_every = config.train.checkpoint_every = "25%"
+    config.train.keep_best = 1
+    config.train.metric = f"{task}/{metric}"
+    return config
+
+
+def is_large(source: str) -> bool:
+    """Whether a source is a published model, not one of the small runs of these configs."""
+    return source.startswith(("hf:", "gguf:"))
 
 
 def shrink(config: Any) -> None:

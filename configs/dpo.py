@@ -18,19 +18,7 @@ from configs.common import finetuned, parse_argument, shrink
 
 def get_config(argument=None):
     arg = parse_argument(argument, **{"from": "runs/gpt"}, task="preference_en", debug=False)
-    config = ConfigDict()
-    config.seed = 0
-
-    config.init, config.data = finetuned(arg["from"], scratch=False)
-    config.data.seq_len = 512  # two answers of 256 tokens each
-
-    config.model = ConfigDict()
-
-    config.tasks = ConfigDict()
-    config.tasks.names = (arg["task"],)
-
-    config.objective = ConfigDict()
-    config.objective.name = "dpo"
+    config = finetuned(arg["from"], (arg["task"],), 512, "dpo")  # two answers of 256 tokens each
     config.objective.beta = 0.1
 
     config.optimizer = ConfigDict()
@@ -38,11 +26,9 @@ def get_config(argument=None):
     config.optimizer.schedule = "linear"
     config.optimizer.weight_decay = 0.0
 
-    config.train = ConfigDict()
     config.train.batch_size = 8
     config.train.duration = "5 epochs"
     config.train.eval_every = config.train.checkpoint_every = "20%"
-    config.train.sample_prompts = ()
 
     if arg["debug"]:
         shrink(config)

@@ -11,8 +11,6 @@ Arguments: from (a run of pretrain_gpt or quickstart, hf:DIR), task (complete_li
 body_from_docstring), scratch (the same model, drawn anew), debug.
 """
 
-from ml_collections import ConfigDict
-
 from configs.common import finetuned, parse_argument, shrink, small_optimizer
 
 
@@ -20,28 +18,12 @@ def get_config(argument=None):
     arg = parse_argument(
         argument, **{"from": "runs/gpt"}, task="complete_line", scratch=False, debug=False
     )
-    config = ConfigDict()
-    config.seed = 0
-
-    config.init, config.data = finetuned(arg["from"], arg["scratch"])
-    config.data.seq_len = 256
-
-    config.model = ConfigDict()
-
-    config.tasks = ConfigDict()
-    config.tasks.names = (arg["task"],)
+    config = finetuned(arg["from"], (arg["task"],), 256, "causal_lm", arg["scratch"])
     config.tasks.max_new_tokens = 48
-    config.tasks.eval_examples = 100
-
-    config.objective = ConfigDict()
-    config.objective.name = "causal_lm"
 
     small_optimizer(config, 1e-2, muon=0.02)
-
-    config.train = ConfigDict()
     config.train.batch_size = 8
     config.train.duration = "500 steps"
-    config.train.eval_every = config.train.checkpoint_every = "50%"
     config.train.sample_prompts = ("def ",)
 
     if arg["debug"]:

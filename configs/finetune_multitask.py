@@ -11,8 +11,6 @@ Arguments: from (a run of pretrain_gpt, hf:DIR), tasks (names with + between the
 A single name gives the run to compare with.
 """
 
-from ml_collections import ConfigDict
-
 from configs.common import finetuned, parse_argument, shrink, small_optimizer
 
 TASKS = "sentiment_en+translate_en_de+complete_line"
@@ -20,30 +18,13 @@ TASKS = "sentiment_en+translate_en_de+complete_line"
 
 def get_config(argument=None):
     arg = parse_argument(argument, **{"from": "runs/gpt"}, tasks=TASKS, scratch=False, debug=False)
-    config = ConfigDict()
-    config.seed = 0
-
-    config.init, config.data = finetuned(arg["from"], arg["scratch"])
-    config.data.seq_len = 256
-
-    config.model = ConfigDict()
-
-    config.tasks = ConfigDict()
-    config.tasks.names = tuple(arg["tasks"].split("+"))
+    names = tuple(arg["tasks"].split("+"))
+    config = finetuned(arg["from"], names, 256, "causal_lm", arg["scratch"])
     config.tasks.temperature = 2.0
-    config.tasks.max_new_tokens = 64
-    config.tasks.eval_examples = 100
-
-    config.objective = ConfigDict()
-    config.objective.name = "causal_lm"
 
     small_optimizer(config, 1e-2, muon=0.02)
-
-    config.train = ConfigDict()
     config.train.batch_size = 8
     config.train.duration = "600 steps"
-    config.train.eval_every = config.train.checkpoint_every = "50%"
-    config.train.sample_prompts = ()
 
     if arg["debug"]:
         shrink(config)

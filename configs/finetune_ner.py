@@ -11,49 +11,25 @@ Arguments: lang (en, zh), from (a run of pretrain_bert or pretrain_chinese, hf:D
 scratch (the same model, drawn anew), debug.
 """
 
-from ml_collections import ConfigDict
+from configs.common import choose, classifier, is_large, parse_argument, shrink, small_optimizer
 
-from configs.common import choose, finetuned, parse_argument, shrink, small_optimizer
-
-# task, classes (O, and B- and I- of each kind)
-TASKS = {"en": ("ner_en", 9), "zh": ("ner_zh", 7)}
+# task, row length, classes: O, and B- and I- of each kind
+TASKS = {"en": ("ner_en", 64, 9), "zh": ("ner_zh", 128, 7)}
 
 
 def get_config(argument=None):
     arg = parse_argument(
         argument, **{"lang": "en", "from": "hf:minilm"}, scratch=False, debug=False
     )
-    task, classes = choose("lang", arg["lang"], TASKS)
-    large = arg["from"].startswith("hf:")
-    config = ConfigDict()
-    config.seed = 0
+    task, seq_len, num_classes = choose("lang", arg["lang"], TASKS)
+    large, scratch = is_large(arg["from"]), arg["scratch"]
 
-    config.init, config.data = finetuned(arg["from"], arg["scratch"])
-    if not arg["scratch"]:
-        config.init.skip = ("^pooler/" if large else "^mlm/", "^classifier/")
-    config.data.seq_len = 64 if arg["lang"] == "en" else 128
-
-    config.model = ConfigDict()
-    config.model.head = "tokens"
-    config.model.num_classes = classes
-    config.model.dropout = 0.1
-    config.model.dtype = "bfloat16"
-
-    config.tasks = ConfigDict()
-    config.tasks.names = (task,)
+    config = classifier(arg["from"], task, seq_len, "tokens", num_classes, "entity_f1", scratch)
     config.tasks.eval_examples = 1000
 
-    config.objective = ConfigDict()
-    config.objective.name = "labels"
-
-    small_optimizer(config, 2e-4 if large and not arg["scratch"] else 1e-3)
-
-    config.train = ConfigDict()
+    small_optimizer(config, 2e-4 if large and not scratch else 1e-3)
     config.train.batch_size = 16
     config.train.duration = "400 steps" if large else "600 steps"
-    config.train.eval_every = config.train.checkpoint_every = "25%"
-    config.train.keep_best = 1
-    config.train.metric = f"{task}/entity_f1"
 
     if arg["debug"]:
         shrink(config)

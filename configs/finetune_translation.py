@@ -11,8 +11,6 @@ Arguments: from (a run of pretrain_t5 or pretrain_gpt, hf:DIR), task (translate_
 translate_en_zh), scratch (the same model, drawn anew), debug.
 """
 
-from ml_collections import ConfigDict
-
 from configs.common import finetuned, parse_argument, shrink, small_optimizer
 
 
@@ -20,30 +18,13 @@ def get_config(argument=None):
     arg = parse_argument(
         argument, **{"from": "runs/t5"}, task="translate_en_de", scratch=False, debug=False
     )
-    config = ConfigDict()
-    config.seed = 0
-
-    config.init, config.data = finetuned(arg["from"], arg["scratch"])
-    config.data.seq_len = 128
-
-    config.model = ConfigDict()
-
-    config.tasks = ConfigDict()
-    config.tasks.names = (arg["task"],)
+    config = finetuned(arg["from"], (arg["task"],), 128, "seq2seq", arg["scratch"])
     config.tasks.max_new_tokens = 96
-    config.tasks.eval_examples = 100
-
-    config.objective = ConfigDict()
-    config.objective.name = "seq2seq"
     config.objective.label_smoothing = 0.1
 
     small_optimizer(config, 1e-2, muon=0.02)
-
-    config.train = ConfigDict()
     config.train.batch_size = 16
     config.train.duration = "600 steps"
-    config.train.eval_every = config.train.checkpoint_every = "50%"
-    config.train.sample_prompts = ()
 
     if arg["debug"]:
         shrink(config)

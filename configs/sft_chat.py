@@ -21,37 +21,23 @@ def get_config(argument=None):
     arg = parse_argument(
         argument, **{"from": "gguf:smollm2"}, task="chat_en", full=False, debug=False
     )
-    config = ConfigDict()
-    config.seed = 0
-
-    config.init, config.data = finetuned(arg["from"], scratch=False)
-    config.data.seq_len = 512
-
-    config.model = ConfigDict()
+    config = finetuned(arg["from"], (arg["task"],), 512, "causal_lm")
     if not arg["full"]:
         config.model.lora_rank = 8
         config.model.lora_alpha = 16.0
         config.model.lora_targets = ("attention/(q|k|v|out)$", "mlp/")
     config.model.remat = "dots"
 
-    config.tasks = ConfigDict()
-    config.tasks.names = (arg["task"],)
-
-    config.objective = ConfigDict()
-    config.objective.name = "causal_lm"
-
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-5 if arg["full"] else 2e-4
     config.optimizer.weight_decay = 0.0
 
-    config.train = ConfigDict()
     config.train.batch_size = 8
     config.train.num_microbatches = 4
     config.train.duration = "2 epochs"
     config.train.eval_every = config.train.checkpoint_every = "25%"
     config.train.eval_batches = 4
     config.train.log_every = 1
-    config.train.sample_prompts = ()
 
     if arg["debug"]:
         shrink(config)
