@@ -1,6 +1,7 @@
 """What a Transformer is made of: a frozen, validated dataclass.  Starts no JAX."""
 
 import dataclasses
+import re
 
 _CHOICES = {
     "family": ("decoder", "encoder", "encoder_decoder"),
@@ -19,7 +20,7 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """A Transformer by arguments: Transformer, BERT, T5 and the original one are values of them.
+    """A Transformer by arguments: GPT, BERT, T5 and the original one are values of them.
 
     Attributes:
       family: "decoder" (causal), "encoder" (bidirectional) or "encoder_decoder"
@@ -160,8 +161,16 @@ class TransformerConfig:
             right = f"over relative_buckets {self.relative_buckets}"
             distance = self.relative_max_distance
             _require(distance > self.relative_buckets, "relative_max_distance", distance, right)
+        id_or_end = f"-1 or an id below vocab_size {self.vocab_size}"
+        _require(-1 <= self.start_id < self.vocab_size, "start_id", self.start_id, id_or_end)
         if self.lora_rank:
             _require(bool(self.lora_targets), "lora_targets", self.lora_targets, "a list of names")
+        for pattern in self.lora_targets:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                told = f"{pattern!r} is no regular expression: {error}"
+                raise ValueError(f"model.lora_targets: {told}") from None
 
     def _check_head(self):
         needs_classes = self.head in ("sequence", "tokens")
@@ -179,9 +188,19 @@ class TransformerConfig:
             right = "'last', as a decoder needs"
             _require(self.family == "encoder", "pool", self.pool, right)
 
+    def has_adapter(self, product: str) -> bool:
+        """Whether a product ("stack/layers_0/attention/q") is one of lora_targets."""
+        return any(occurs(pattern, product) for pattern in self.lora_targets)
+
     def _fill(self, **values):
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+
+def occurs(pattern: str, name: str) -> bool:
+    """In the name as it is or as it is when layers are stacked: model.scan is free to change."""
+    stacked = re.sub(r"(^|/)layers_\d+/", r"\1layers/", name)
+    return bool(re.search(pattern, name) or re.search(pattern, stacked))
 
 
 def _require(holds: bool, name: str, value, right: str) -> None:

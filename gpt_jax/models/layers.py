@@ -12,7 +12,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.models import lora
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.ops import attention, normalization, positions, products
 from gpt_jax.types import Array
@@ -112,7 +111,7 @@ class Dense(nn.Module):
         if c.bias:
             b = param(self, "bias", nn.initializers.zeros, self.axes[n:], self.shape[n:])
             y = y + b.astype(y.dtype)
-        if c.lora_rank and lora.is_target(c, self.path):
+        if c.lora_rank and c.has_adapter("/".join(self.path)):
             y = y + self._low_rank(x, precision).astype(y.dtype)
         return y
 

@@ -6,30 +6,18 @@ leading axis L where layers are stacked; models.layers.Dense computes with it.
 
 import dataclasses
 import re
-from collections.abc import Iterable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gpt_jax import trees
-from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.config import TransformerConfig, occurs
 from gpt_jax.types import Array, Tree
 
 _ADAPTER = r"(^|/)lora_[ab]$"
 # The products that can have one, without the number of their layer.
 _PRODUCT = re.compile(r"^(?:stack|encoder)/layers(?:_\d+)?/(.+)/kernel$")
-
-
-def is_target(config: TransformerConfig, path: Iterable[str]) -> bool:
-    """Whether the product at a module's path gets an adapter."""
-    return any(_occurs(pattern, "/".join(path)) for pattern in config.lora_targets)
-
-
-def _occurs(pattern: str, name: str) -> bool:
-    """In the name as it is or as it is when layers are stacked: model.scan is free to change."""
-    stacked = re.sub(r"(^|/)layers_\d+/", r"\1layers/", name)
-    return bool(re.search(pattern, name) or re.search(pattern, stacked))
 
 
 def check_targets(params: Tree, config: TransformerConfig) -> None:
@@ -44,17 +32,12 @@ def check_targets(params: Tree, config: TransformerConfig) -> None:
     products = {name: _PRODUCT.search(name) for name in trees.flatten(nn.unbox(params))}
     products = {name.removesuffix("/kernel"): m[1] for name, m in products.items() if m}
     for pattern in config.lora_targets:
-        try:
-            found = any(_occurs(pattern, name) for name in products)
-        except re.error as error:
-            told = f"{pattern!r} is no regular expression: {error}"
-            raise ValueError(f"model.lora_targets: {told}") from None
         if config.scan and "layers_" in pattern:
             raise ValueError(
                 f"model.lora_targets: {pattern!r} names single layers, but model.scan makes one of "
                 "all; set model.scan=False"
             )
-        if not found:
+        if not any(occurs(pattern, name) for name in products):
             raise ValueError(
                 f"model.lora_targets: {pattern!r} matches no product; products are named like "
                 f"{', '.join(sorted(set(products.values())))}"

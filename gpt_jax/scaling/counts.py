@@ -1,9 +1,8 @@
 """Parameters and FLOPs of a Transformer, by arithmetic.  Starts no JAX.
 
-Takes anything with the attributes of models.config.TransformerConfig.
+Takes a models.config.TransformerConfig, or anything with its attributes.
 """
 
-import re
 from typing import Any
 
 
@@ -87,8 +86,7 @@ def _adapters(c: Any) -> int:
     for stack, number, products in stacks:
         for i in range(number):
             for name, size in products.items():
-                path = f"{stack}/{layer.format(i)}/{name}"
-                if any(re.search(pattern, path) for pattern in c.lora_targets):
+                if c.has_adapter(f"{stack}/{layer.format(i)}/{name}"):
                     total += c.lora_rank * size
     return total
 
