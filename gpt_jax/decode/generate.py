@@ -45,8 +45,14 @@ class Decoder:
           eos_id: The id that ends a text; None: none does.
 
         Raises:
-          ValueError: the model does not have that many ids.
+          ValueError: the model does not have that many ids, or does not write text.
         """
+        if model.config.head != "lm" or model.config.family == "encoder":
+            field, needed = ("family", "decoder") if model.config.head == "lm" else ("head", "lm")
+            raise ValueError(
+                f"model.{field}: {getattr(model.config, field)!r} writes no text; that needs "
+                f"{needed!r}"
+            )
         platform = model.platform or jax.default_backend()
         if platform == "cpu":
             model = model.clone(config=dataclasses.replace(model.config, dtype="float32"))
@@ -69,23 +75,28 @@ class Decoder:
           ValueError: a prompt is empty, holds an unknown id, or leaves no place in the context.
         """
         has_encoder = self.model.config.family == "encoder_decoder"
+        # A decoder's own tokens come behind its prompt.
+        longest = self.model.config.seq_len - (not has_encoder)
         for prompt in prompts:
-            self._check(prompt, self.model.config.seq_len + has_encoder)
+            self._check(prompt, longest)
         sources = None
         if has_encoder:
             start_id = self.model.config.start_id
             start_id = start_id if start_id >= 0 else self._eos_id
+            assert start_id >= 0, "an encoder_decoder without start_id begins with eos_id"
             sources, prompts = prompts, [[start_id]] * len(prompts)
         # The last token of a prompt is the first step's input.
         cached = [prompt[:-1] for prompt in prompts]
         return Decoding(self, prompts, params, self._prefill(cached, sources))
 
-    def _check(self, prompt: Sequence[int], context: int) -> None:
+    def _check(self, prompt: Sequence[int], longest: int) -> None:
         if not len(prompt):
             raise ValueError("prompt: 0 tokens are not at least 1")
-        if len(prompt) >= context:
+        if len(prompt) > longest:
+            context = self.model.config.seq_len
+            right = "at most" if longest == context else "fewer than"
             raise ValueError(
-                f"prompt: {len(prompt)} tokens are not fewer than the model's context of {context}"
+                f"prompt: {len(prompt)} tokens are not {right} the model's context of {context}"
             )
         unknown = [i for i in prompt if not 0 <= i < self._vocab_size]
         if unknown:

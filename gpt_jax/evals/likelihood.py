@@ -61,11 +61,13 @@ def continuation_logprobs(
       seq_len, source_len: Longest inputs; 0: the model's seq_len.
 
     Raises:
-      ValueError: the model has another head.
+      ValueError: the model is another.
     """
     config = model.config
     if config.head != "lm":
         raise ValueError(f"model.head: {config.head!r} gives no likelihoods; that needs 'lm'")
+    if config.family == "encoder":
+        raise ValueError("model.family: 'encoder' gives no likelihoods; that needs 'decoder'")
     seq_len, source_len = seq_len or config.seq_len, source_len or config.seq_len
     # A pair that stands several times is computed once; nothing is sure to follow.
     distinct = [pair for pair in dict.fromkeys(pairs) if pair[1]]
