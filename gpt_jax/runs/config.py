@@ -137,10 +137,18 @@ class RunConfig:
     def __post_init__(self):
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed: {self.seed!r} is not in [0, 2^31)")
-        if self.data.seq_len > self.model.seq_len:
+        # A row of pairs is two sequences, whose positions begin anew.
+        sequences = 2 if self.objective.name == "dpo" else 1
+        if self.data.seq_len > sequences * self.model.seq_len:
+            longest = f"{sequences} times " if sequences > 1 else ""
             raise ValueError(
-                f"data.seq_len: {self.data.seq_len} is over model.seq_len {self.model.seq_len}, "
-                "the longest sequence the model takes"
+                f"data.seq_len: {self.data.seq_len} is over {longest}model.seq_len "
+                f"{self.model.seq_len}, the longest sequence the model takes"
+            )
+        if self.tasks.source_len > self.model.seq_len:
+            raise ValueError(
+                f"tasks.source_len: {self.tasks.source_len} is over model.seq_len "
+                f"{self.model.seq_len}, the longest sequence the model takes"
             )
         wanted = {"bpe": self.data.vocab_size, "bytes": MIN_VOCAB_SIZE}.get(self.data.tokenizer, 0)
         if wanted > self.model.vocab_size:
@@ -154,7 +162,10 @@ class RunConfig:
     def _check_objective(self):
         """Which heads and families an objective is for."""
         name, model = self.objective.name, self.model
-        heads = {"labels": ("sequence", "tokens"), "span": ("span",), "regression": ("sequence",)}
+        heads = {
+            "labels": ("sequence", "tokens"), "span": ("span",), "regression": ("sequence",),
+            "distillation": ("lm", "sequence", "tokens"),
+        }  # fmt: skip
         wanted = heads.get(name, ("lm", "mlm"))
         if model.head not in wanted:
             raise ValueError(
@@ -167,6 +178,8 @@ class RunConfig:
             "masked_lm": ("encoder", "decoder"), "seq2seq": ("encoder_decoder", "decoder"),
             "span_corruption": ("encoder_decoder", "decoder"),
         }  # fmt: skip
+        if model.head == "lm":
+            families["distillation"] = ("decoder", "encoder_decoder")
         if model.family not in families.get(name, (model.family,)):
             raise ValueError(
                 f"model.family: {model.family!r} is not {' or '.join(families[name])}, as "
@@ -190,6 +203,9 @@ class RunConfig:
             )
         self._check_metric()
         needs_tasks = name in ("labels", "span", "regression", "seq2seq", "dpo")
+        # The rows of a corpus are for the next token alone.
+        alone = (model.family, model.head) == ("decoder", "lm")
+        needs_tasks = needs_tasks or (name == "distillation" and not alone)
         if needs_tasks and not self.tasks.names:
             raise ValueError(f"tasks.names: () is no task, which objective.name {name!r} needs")
 

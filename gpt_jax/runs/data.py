@@ -6,6 +6,7 @@ from gpt_jax.data.examples import CorruptedRows, Layout
 from gpt_jax.data.mixture import Mixture
 from gpt_jax.data.pipeline import PreparedData, prepare, prepared
 from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.models.config import TransformerConfig
 from gpt_jax.objectives.transforms import make_transform, num_positions, row_lengths, special_ids
 from gpt_jax.runs.config import RunConfig
 from gpt_jax.tasks.prepare import prepare_tasks
@@ -23,19 +24,37 @@ def prepare_run(
       workdir: The directory of such a run, which also has its chat template.
 
     Raises:
-      ValueError: See data.pipeline.prepare, tasks.prepare.prepare_tasks and
-        objectives.transforms.special_ids.
+      ValueError: Rows are not for this model; see also data.pipeline.prepare,
+        tasks.prepare.prepare_tasks and objectives.transforms.special_ids.
     """
     if config.tasks.names:
-        return prepare_tasks(config.tasks, config.data, config.model, cache_dir, tokenizer, workdir)
-    data = prepare(config.data, cache_dir, tokenizer)
-    corrupt = _corruption(config, data.tokenizer)
-    if corrupt is None:
-        return data
-    train = {name: corrupt(rows) for name, rows in data.train.parts.items()}
-    held_out = {name: corrupt(rows) for name, rows in data.validation.items()}
-    label = data.description["name"]
-    return prepared(config.data, label, data.tokenizer, Mixture(train), held_out)
+        data = prepare_tasks(config.tasks, config.data, config.model, cache_dir, tokenizer, workdir)
+    else:
+        data = prepare(config.data, cache_dir, tokenizer)
+        corrupt = _corruption(config, data.tokenizer)
+        if corrupt is not None:
+            train = {name: corrupt(rows) for name, rows in data.train.parts.items()}
+            held_out = {name: corrupt(rows) for name, rows in data.validation.items()}
+            label = data.description["name"]
+            data = prepared(config.data, label, data.tokenizer, Mixture(train), held_out)
+    _check_rows(config.model, data)
+    return data
+
+
+def _check_rows(model: TransformerConfig, data: PreparedData) -> None:
+    """Whether each part's rows hold what the model reads beside the tokens."""
+    for name, rows in data.train.parts.items():
+        fields = rows.batch([0])
+        if model.family == "encoder_decoder" and "encoder_tokens" not in fields:
+            raise ValueError(
+                f"model.family: 'encoder_decoder' has an encoder, but rows of {name!r} hold "
+                "nothing for it to read"
+            )
+        if model.read_prompts_whole and "key_ranks" not in fields:
+            raise ValueError(
+                f"model.read_prompts_whole: True reads prompts in both directions, but rows of "
+                f"{name!r} train left to right alone; set it to False"
+            )
 
 
 def _corruption(config: RunConfig, tokenizer: Tokenizer) -> Any:
