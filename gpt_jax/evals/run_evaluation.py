@@ -29,7 +29,9 @@ def validation(
     """
     run = open_run(workdir, step)
     if not run.data_fingerprints:
-        raise ValueError(f"--tasks: 'validation': {str(workdir)!r} was not trained here; name a task")
+        raise ValueError(
+            f"--tasks: 'validation': {str(workdir)!r} was not trained here; name a task"
+        )
     data = prepare_run(run.config, cache_dir, run.tokenizer, run.workdir)
     data.check_fingerprints(run.data_fingerprints)
     mesh = make_mesh(MeshConfig())
@@ -72,5 +74,7 @@ def task(
 
 def compression(config: RunConfig, cache_dir: epath.PathLike) -> dict[str, float]:
     """Bits per byte of zlib and lzma on the texts of the validation split."""
+    if config.tasks.names:
+        raise ValueError("--tasks: 'compression' is of a corpus, but the run was trained on tasks")
     documents = open_source(config.data, VALIDATION, cache_dir)
     return compression_bits_per_byte(text for text in documents if text)

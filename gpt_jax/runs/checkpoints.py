@@ -12,6 +12,7 @@ from etils import epath
 from flax import traverse_util
 
 from gpt_jax import trees
+from gpt_jax.data import hashing
 from gpt_jax.ops.digests import digest
 from gpt_jax.runs import canonical
 from gpt_jax.types import Tree
@@ -218,6 +219,12 @@ def restore_params(directory: epath.PathLike, like: Tree) -> tuple[Tree, dict[st
         return checkpoints.restore_params(0, like)
     finally:
         checkpoints.close()
+
+
+def fingerprint(params: Tree) -> str:
+    """Changes whenever a bit does; the same on any mesh, with layers stacked or not."""
+    digests = jax.device_get(_digests(_canonical(params)))
+    return hashing.digest({name: _hex(words) for name, words in digests.items()})
 
 
 def _check_leaves(target: dict, manifest: dict, where: str) -> None:

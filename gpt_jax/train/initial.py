@@ -28,7 +28,7 @@ _SKIPGRAM_TOKENS = 2_000_000
 
 def first_params(
     drawn: Tree, config: RunConfig, model: Transformer, mesh: Mesh, data: PreparedData
-) -> tuple[Tree, list[str]]:
+) -> Tree:
     """Parameters as the config's init section wants them.
 
     Args:
@@ -38,27 +38,23 @@ def first_params(
       mesh: Where the parameters lie.
       data: For word vectors: tokenizer and corpus.
 
-    Returns:
-      The parameters, and the names of those that were not read from the source.
-
     Raises:
       ValueError: The source does not fit: see convert.merge.merge_strict and convert.source.
     """
     like = abstract_on_mesh(model, mesh)
-    new = []
     if config.init.source:
         loaded = _canonical_params(config.init.source, config.init.step, config.model)
         wanted = canonical.stacked_target(like)
         skip = config.init.skip + (("(^|/)lora_[ab]$",) if config.model.lora_rank else ())
-        used, new = merge_strict(loaded, wanted, skip, config.init.source)
-        drawn = _replace(drawn, used, like)
+        used, _ = merge_strict(loaded, wanted, skip, config.init.source)
+        drawn = _placed({**canonical.stack(drawn), **used}, like)
     if config.init.word_vectors:
         std = float(jnp.std(drawn["tokens"]))
         table = _word_vectors(config, data, std)
         tokens = np.array(drawn["tokens"])
         tokens[: len(table)] = table
         drawn = {**drawn, "tokens": jax.device_put(tokens, like["tokens"].sharding)}
-    return drawn, new
+    return drawn
 
 
 def load_teacher(spec: str, mesh: Mesh, step: int = -1) -> tuple[Transformer, Tree]:
@@ -76,8 +72,7 @@ def load_teacher(spec: str, mesh: Mesh, step: int = -1) -> tuple[Transformer, Tr
     like = abstract_on_mesh(model, mesh)
     loaded = _canonical_params(spec, step, config)
     used, _ = merge_strict(loaded, canonical.stacked_target(like), (), spec)
-    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), like)
-    return model, _replace(zeros, used, like)
+    return model, _placed(used, like)
 
 
 def _canonical_params(spec: str, step: int, config: TransformerConfig) -> Mapping[str, Any]:
@@ -92,13 +87,11 @@ def _canonical_params(spec: str, step: int, config: TransformerConfig) -> Mappin
     return {name: np.asarray(array) for name, array in canonical.stack(params).items()}
 
 
-def _replace(params: Tree, used: Mapping[str, np.ndarray], like: Tree) -> Tree:
-    """The parameters with the canonical arrays `used` in their places, on the mesh."""
-    stacked = {name: np.asarray(leaf) for name, leaf in canonical.stack(params).items()}
-    merged = canonical.unstack({**stacked, **used}, like)
+def _placed(arrays: Mapping[str, Any], like: Tree) -> Tree:
+    """Parameters from arrays by canonical name, on the mesh."""
     return jax.tree.map(
         lambda array, leaf: jax.device_put(np.asarray(array, leaf.dtype), leaf.sharding),
-        merged,
+        canonical.unstack(arrays, like),
         like,
     )
 

@@ -206,8 +206,7 @@ class _Loop:
         first_nonfinite = int(t.state.flags["first_nonfinite"])
         if first_nonfinite >= 0:
             raise NonFiniteError(self._nonfinite_message(first_nonfinite))
-        metadata = {"data": t.data.fingerprints(), "config": t.config.to_dict()}
-        t.checkpoints.save(step, t.state, metadata, self._best_steps())
+        t.checkpoints.save(step, t.state, t.metadata, self._best_steps())
         self._stopwatch.resume()
 
     def _best_steps(self) -> list[int]:

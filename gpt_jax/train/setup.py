@@ -22,7 +22,7 @@ from gpt_jax.parallel import sharding
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs import metrics
 from gpt_jax.runs import run as layout
-from gpt_jax.runs.checkpoints import Checkpoints, restore_params
+from gpt_jax.runs.checkpoints import Checkpoints, fingerprint, restore_params
 from gpt_jax.runs.config import RunConfig
 from gpt_jax.runs.data import prepare_run
 from gpt_jax.runs.receipt import session, write_json, write_receipt
@@ -63,6 +63,7 @@ class Training:
       learning_rate: By step.
       step: (state, global batch, fixed) -> (state, metrics): jitted, sharded, donates the state.
       checkpoints: Where states are saved.
+      metadata: What is saved with each of them: JSON values.
       identity: A name that no other run has, the same whenever this one is continued.
       lock: Keeps other processes out of the run while it is open.
     """
@@ -83,6 +84,7 @@ class Training:
     learning_rate: Callable
     step: Callable
     checkpoints: Checkpoints
+    metadata: dict[str, Any]
     identity: str
     lock: IO[str]
 
@@ -172,8 +174,13 @@ def set_up(
     if first is not None:
         write_run(workdir, config, data, first[1])
     checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, keep=config.train.keep)
+    metadata = {
+        "data": data.fingerprints(),
+        "config": config.to_dict(),
+        "teacher": fingerprint(teacher[1]) if teacher else "",
+    }
     if first is None:
-        state, start = _restored(checkpoints, init, where, data)
+        state, start = _restored(checkpoints, init, where, data, metadata["teacher"])
         frozen = _restored_base(workdir, like, mask)
     else:
         (state, frozen), start = first, 0
@@ -197,16 +204,6 @@ def set_up(
         num_microbatches=config.train.num_microbatches,
         dropout=config.model.dropout > 0,
     )
-    jitted = jax.jit(
-        step,
-        in_shardings=(
-            where,
-            sharding.batch_sharding(mesh),
-            jax.tree.map(lambda x: x.sharding, fixed),
-        ),
-        out_shardings=(where, None),
-        donate_argnums=0,
-    )
     return Training(
         config=config,
         workdir=workdir,
@@ -222,11 +219,23 @@ def set_up(
         total=total,
         clock=clock,
         learning_rate=learning_rate(config.optimizer, clock),
-        step=sharding.on_mesh(mesh, jitted),
+        step=_jitted(step, where, fixed, mesh),
         checkpoints=checkpoints,
+        metadata=metadata,
         identity=f"{workdir.name}-{receipt['id']}",
         lock=lock,
     )
+
+
+def _jitted(step: Callable, where: TrainState, fixed: Fixed, mesh: Mesh) -> Callable:
+    fixed_where = jax.tree.map(lambda x: x.sharding, fixed)
+    jitted = jax.jit(
+        step,
+        in_shardings=(where, sharding.batch_sharding(mesh), fixed_where),
+        out_shardings=(where, None),
+        donate_argnums=0,
+    )
+    return sharding.on_mesh(mesh, jitted)
 
 
 def _clock(config: RunConfig, data: PreparedData) -> tuple[Clock, int]:
@@ -258,14 +267,16 @@ def _first(config, model, init, where, mask, mesh, data) -> tuple[TrainState, Tr
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract_on_mesh(model, mesh))
         draw = jax.jit(make_draw(model, config.seed), out_shardings=places)
         drawn = sharding.on_mesh(mesh, draw)()
-    params, _ = first_params(drawn, config, model, mesh, data)
+    params = first_params(drawn, config, model, mesh, data)
     frozen = None
     if not all_trained:
         frozen = trees.select(params, jax.tree.map(lambda trained: not trained, mask))
     return state.replace(params=trees.select(params, mask)), frozen
 
 
-def _restored(checkpoints: Checkpoints, init, where, data: PreparedData) -> tuple[TrainState, int]:
+def _restored(
+    checkpoints: Checkpoints, init, where, data: PreparedData, teacher: str
+) -> tuple[TrainState, int]:
     step = checkpoints.steps()[-1]
     like = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -274,6 +285,11 @@ def _restored(checkpoints: Checkpoints, init, where, data: PreparedData) -> tupl
     )
     state, manifest = checkpoints.restore(step, like)
     data.check_fingerprints(manifest["data"])
+    if manifest.get("teacher", teacher) != teacher:
+        raise ValueError(
+            "objective.teacher: (or init.source, where it is the reference) holds other parameters "
+            "than those that the run began with"
+        )
     return state, step
 
 
