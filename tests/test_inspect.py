@@ -21,7 +21,8 @@ EOS = "<|endoftext|>"
 ROWS = {
     "classification": {"text": "fine", "label": "good"},
     "translation": {"source": "a cat", "target": "Käse"},
-    "tagging": {"words": ["Al", "ran"], "tags": ["B-PER", "O"]},
+    # The number of the class is that of the next byte: still a class, and not that byte.
+    "tagging": {"words": ["A\x01l", "ran"], "tags": ["B-PER", "O"]},
     "chat": {"messages": [
         {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four."},
     ]},
@@ -126,7 +127,7 @@ def test_a_classification_is_an_answer_for_a_language_model_and_a_class_for_an_e
 def test_classes_of_words_stand_behind_their_first_token(shown):
     model = {"family": "encoder", "head": "tokens", "num_classes": 3}
     lines = shown("labels", tasks=("tagging",), model=model)[2]
-    assert document(lines, "example 1") == f"    {EOS}·A⟦→B-PER⟧l· ⟦→O⟧r·a·n·{EOS}"
+    assert document(lines, "example 1") == f"    {EOS}·A⟦→B-PER⟧\\x01·l· ⟦→O⟧r·a·n·{EOS}"
 
 
 def test_a_source_and_its_target(shown):
@@ -216,6 +217,13 @@ def test_lines_keep_to_the_width_and_colours_change_no_text(shown, corpus):
     text = "\n".join(coloured)
     assert "\033[31m<extra_id_0>" in text, "what stands for others is red in the source"
     assert "\033[4;32m<extra_id_0>" in text, "and a target in the target"
+    page = Page(60, colour=True)
+    one_stack = shown(
+        "span_corruption", path=str(corpus), model={"read_prompts_whole": True},
+        special_tokens=special, page=page, rows=1,
+    )[2]  # fmt: skip
+    text = "\n".join(one_stack)
+    assert "\033[31m<extra_id_0>" in text and "\033[4;32m<extra_id_0>" in text
 
 
 def test_wide_characters_take_two_columns_and_controls_are_seen():
