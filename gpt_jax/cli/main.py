@@ -11,7 +11,7 @@ import traceback
 # Command -> what it does; its module is imported only when it is called, so that help is instant.
 _COMMANDS = {
     "config": "print what a config would run: values, parameters, FLOPs, bytes",
-    "data": "fetch corpora and small pretrained models by name",
+    "data": "fetch corpora and small pretrained models by name; look at rows",
     "train": "train, or continue a run",
     "evaluate": "score a run",
     "generate": "continue a text with a run",
