@@ -92,8 +92,7 @@ class Transformer(nn.Module):
         platform = self.platform or jax.default_backend()
         precision = products.precision(c.dtype, platform)
         embedding = self._token_embedding()
-        has_positions = positions_BT is not None
-        if not has_positions:
+        if positions_BT is None:
             offset_B = cache.index_B if cache is not None else jnp.zeros(1, jnp.int32)
             positions_BT = offset_B[:, None] + jnp.arange(tokens_BT.shape[1])
 
@@ -145,8 +144,10 @@ class Transformer(nn.Module):
         init = nn.initializers.normal(_embedding_std(c))
         return param(self, "tokens", init, ("vocab", "embed"), (c.vocab_size, c.embed_dim))
 
-    def _embed(self, embedding, tokens_BT, positions_BT, token_types_BT, learned=None) -> Array:
-        """The sum of all embeddings, f32."""
+    def _embed(
+        self, embedding, tokens_BT, positions_BT, token_types_BT, table="positions"
+    ) -> Array:
+        """The sum of all embeddings, f32; `table` names that of learned positions."""
         c = self.config
         x_BTD = jnp.take(embedding, tokens_BT, axis=0)
         if c.scale_embedding:
@@ -154,15 +155,15 @@ class Transformer(nn.Module):
         small = nn.initializers.normal(_embedding_std(c) / 2)
         if c.positions == "learned":
             shape, axes = (c.seq_len, c.embed_dim), ("length", "embed")
-            table = param(self, learned or "positions", small, axes, shape)
-            x_BTD = x_BTD + jnp.take(table, positions_BT, axis=0)
+            learned = param(self, table, small, axes, shape)
+            x_BTD = x_BTD + jnp.take(learned, positions_BT, axis=0)
         elif c.positions == "sinusoidal":
             x_BTD = x_BTD + positions.sinusoids(positions_BT, c.embed_dim)
-        if c.num_token_types and learned is None:
+        if c.num_token_types and table == "positions":  # an encoder_decoder's encoder has none
             shape, axes = (c.num_token_types, c.embed_dim), ("types", "embed")
-            table = param(self, "token_types", small, axes, shape)
+            types = param(self, "token_types", small, axes, shape)
             types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
-            x_BTD = x_BTD + jnp.take(table, types_BT, axis=0)
+            x_BTD = x_BTD + jnp.take(types, types_BT, axis=0)
         return x_BTD
 
     def _enter(self, x_BTD, precision, deterministic, norm="embed_norm") -> Array:
