@@ -251,10 +251,10 @@ def test_nothing_nonfinite_is_kept(corpus, cache_dir, tmp_path, monkeypatch):
     training = set_up(config, tmp_path / "run", cache_dir, jax.devices()[:1])
     whole = training.step
 
-    def poisoned(state, batch):
+    def poisoned(state, batch, fixed):
         if int(state.step) == 6:
             batch = {**batch, "loss_mask": batch["loss_mask"] * np.nan}
-        return whole(state, batch)
+        return whole(state, batch, fixed)
 
     training.step = poisoned
     with pytest.raises(NonFiniteError, match=r"step 7: .*rows of its batch: \[.*checkpoint is 6"):

@@ -9,7 +9,7 @@ import sys
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="DIR", help="a run directory")
-    parser.add_argument("--step", type=int, help="checkpoint (default: the newest)")
+    parser.add_argument("--step", type=int, help="checkpoint (default: the best kept, or newest)")
     parser.add_argument("--prompt", default="", help="text to continue; - reads standard input")
     parser.add_argument("--max_tokens", type=int, default=128)
     parser.add_argument("--n", type=int, default=1, help="continuations")
@@ -37,10 +37,12 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     start()
     opened = open_run(arguments.run, arguments.step)
     generator = Generator(opened.model, opened.params, opened.tokenizer)
+    # What an encoder reads is answered, not continued.
+    shown = "" if opened.config.model.family == "encoder_decoder" else prompt
     # Two streams on one terminal would mix; several continuations are shown one by one.
     if arguments.stream and params.n == 1:
         pieces = generator.stream(prompt, params)  # refuses what it cannot take
-        sys.stdout.write(prompt)
+        sys.stdout.write(shown)
         for piece in pieces:
             sys.stdout.write(piece.text)
             sys.stdout.flush()
@@ -48,5 +50,5 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     for number, completion in enumerate(generator.complete([prompt], params)):
         header = f"--- {number + 1} ({completion.finish_reason})\n" if params.n > 1 else ""
-        print(f"{header}{prompt}{completion.text}")
+        print(f"{header}{shown}{completion.text}")
     return 0

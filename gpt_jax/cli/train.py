@@ -23,16 +23,15 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gpt_jax.runs.config import run_config
     from gpt_jax.runs.config_file import load_config
 
+    if "://" in (arguments.workdir or ""):
+        raise ValueError(f"--workdir: {arguments.workdir!r} is not a folder of this machine")
+    workdir = pathlib.Path(arguments.workdir or _default_workdir(arguments.config)).absolute()
     values, _ = load_config(arguments.config, overrides)
-    values = inherit_model(values)
+    values = inherit_model(values, workdir)
     for name in ("path", "validation_path"):  # a run is read from other folders too
         if values.get("data", {}).get(name):
             values["data"][name] = os.path.abspath(os.path.expanduser(values["data"][name]))
     config = run_config(values)
-    if "://" in (arguments.workdir or ""):
-        raise ValueError(f"--workdir: {arguments.workdir!r} is not a folder of this machine")
-    workdir = pathlib.Path(arguments.workdir or _default_workdir(arguments.config)).absolute()
-
     if config.data.path:
         find_files(config.data.path, config.data.pattern)  # whether there is anything to read
     elif not config.tasks.names:

@@ -107,8 +107,13 @@ def model_values(spec: str) -> dict[str, Any]:
     return _open(source)[2]
 
 
-def inherit_model(values: dict[str, Any]) -> dict[str, Any]:
+def inherit_model(values: dict[str, Any], workdir: Path | None = None) -> dict[str, Any]:
     """A config's values with the model section completed from `init.source`.
+
+    Args:
+      values: The config's.
+      workdir: The run directory; a run that is in it is continued with what it has, and its source
+        may be gone.
 
     Raises:
       ValueError: There is no such source, or its model cannot be represented.
@@ -116,6 +121,11 @@ def inherit_model(values: dict[str, Any]) -> dict[str, Any]:
     source = values.get("init", {}).get("source", "")
     if not source:
         return values
+    kept = workdir / "config.json" if workdir else None
+    if kept and kept.is_file() and any((workdir / "checkpoints").glob("[0-9]*")):
+        run = json.loads(kept.read_text())
+        data = {"tokenizer": run["data"]["tokenizer"], **values.get("data", {})}
+        return {**values, "data": data, "model": {**run["model"], **values.get("model", {})}}
     inherited = dict(model_values(source))
     if "tokenizer" not in values.get("data", {}):
         # Its ids are what the parameters know.

@@ -130,6 +130,12 @@ class ExampleRows:
             return {k: np.zeros_like(v) for k, v in self.batch([0] * len(rows)).items()}
         return self._layout.collate([[self.records[i] for i in row] for row in rows])
 
+    def row_tokens(self, row: int) -> np.ndarray:
+        """int[n], what is read in a row, an encoder's input first."""
+        records = [self.records[i] for i in self._rows[row]]
+        names = ("encoder_tokens", "tokens")
+        return np.concatenate([r[name] for r in records for name in names if name in r])
+
 
 def pack_records(records: Sequence[Record], layout: Layout) -> list[list[int]]:
     """Record numbers by row: each goes to the first open row that has place for it."""
@@ -179,6 +185,10 @@ class CorruptedRows:
         if not any(rows):
             return {k: np.zeros_like(v) for k, v in self.batch([0] * len(rows)).items()}
         return self._layout.collate(rows)
+
+    def row_tokens(self, row: int) -> np.ndarray:
+        """The row as it is without corruption; see `Rows.row_tokens`."""
+        return self._rows.row_tokens(row)
 
     def _record(self, row: int, epoch: int) -> Record:
         key = mix64(np.array([self._seed % 2**64, epoch, row], np.uint64))

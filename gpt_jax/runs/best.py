@@ -5,7 +5,7 @@ checkpoints and stops at the same step. A metric is named without its `eval/`: "
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 # Which way is better, by the last part of a metric's name.
@@ -41,26 +41,6 @@ def best_steps(rows: Iterable[dict[str, Any]], metric: str, mode: str, k: int) -
     sign = {"min": 1, "max": -1}[mode]
     values = [(step, value) for step, value in _evaluations(rows, metric) if math.isfinite(value)]
     return [step for step, _ in sorted(values, key=lambda pair: (sign * pair[1], pair[0]))[:k]]
-
-
-def best_step(
-    rows: Iterable[dict[str, Any]], metric: str, mode: str, saved: Collection[int] | None = None
-) -> int:
-    """The step of the best evaluation, of those among `saved` if that is given.
-
-    Raises:
-      ValueError: There is none.
-    """
-    rows = list(rows)
-    steps = best_steps(rows, metric, mode, len(rows))
-    steps = [step for step in steps if saved is None or step in saved]
-    if not steps:
-        known = sorted({name[5:] for row in rows for name in row if name.startswith("eval/")})
-        raise ValueError(
-            f"train.metric: no {'evaluation' if saved is None else 'saved step'} has a finite "
-            f"{metric!r}; the metrics of this run are {', '.join(known) or 'none so far'}"
-        )
-    return steps[0]
 
 
 def should_stop(rows: Iterable[dict[str, Any]], metric: str, mode: str, patience: int) -> bool:

@@ -103,18 +103,23 @@ def _word_vectors(config: RunConfig, data: PreparedData, std: float) -> np.ndarr
         if not epath.Path(spec).exists():
             raise ValueError(f"init.word_vectors: {spec!r} does not exist; give a file or skipgram")
         return embedding_from_vectors(spec, tokenizer, width, config.seed, std=std)[0]
-    rows = next(iter(data.train.parts.values()))
-    tokens, count = [], 0
-    for row in range(len(rows)):
-        batch = rows.batch([row])
-        tokens.append(batch["tokens"][0][batch["segment_ids"][0] > 0])
-        count += len(tokens[-1])
-        if count >= _SKIPGRAM_TOKENS:
-            break
-    stream = np.concatenate(tokens)
+    stream = _stream(data)
     table = train_skipgram(stream, tokenizer.vocab_size, width, seed=config.seed)
     found = np.bincount(stream, minlength=tokenizer.vocab_size) > 0
     return scaled_embedding(table, found, config.seed, std)
+
+
+def _stream(data: PreparedData) -> np.ndarray:
+    """The tokens of the first rows of every part, int[n], without any corruption."""
+    tokens, share = [], _SKIPGRAM_TOKENS // len(data.train.parts)
+    for rows in data.train.parts.values():
+        count = 0
+        for row in range(len(rows)):
+            tokens.append(rows.row_tokens(row).astype(np.int32))
+            count += len(tokens[-1])
+            if count >= share:
+                break
+    return np.concatenate(tokens)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
