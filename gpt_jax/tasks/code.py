@@ -41,7 +41,8 @@ def format_line(row: dict) -> Formatted:
     numbers = [i for i, line in enumerate(lines) if line.strip()]
     cut = numbers[int(unit_hash(whole.prompt + whole.target) * len(numbers))]
     prompt = "\n".join([whole.prompt, *lines[:cut]]).rstrip()
-    return Formatted(prompt, "\n" + lines[cut].rstrip(), keep_end=True)
+    # Its line end tells the answer's end from the prompt's, which ends with a whole line too.
+    return Formatted(prompt, "\n" + lines[cut].rstrip() + "\n", keep_end=True)
 
 
 def first_line(text: str) -> str:
