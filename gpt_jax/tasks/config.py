@@ -12,11 +12,11 @@ class TasksConfig:
       weights: Share of each task in training; (): by size, temperature and cap.
       temperature: Sizes are taken to the power 1 / temperature (arXiv:1910.10683, section 3.5.2).
       cap: No task counts for more examples than this; 0: no cap.
-      limit: Training examples of each task, the first ones of its file; 0: all.
+      limit: Training examples of each task, evenly over its file; 0: all.
       source_len: Tokens of an encoder's input (S); 0: data.seq_len.
       eval_examples: Validation examples of each task while training; 0: all. The last evaluation
         takes all.
-      max_new_tokens: Of an answer that is generated.
+      max_new_tokens: Of an answer that is generated; 0: the task's own.
       pack: Whether several examples share a row.
       template: Chat template file; "": the tokenizer's own, else ChatML.
     """
@@ -28,7 +28,7 @@ class TasksConfig:
     limit: int = 0
     source_len: int = 0
     eval_examples: int = 200
-    max_new_tokens: int = 64
+    max_new_tokens: int = 0
     pack: bool = True
     template: str = ""
 
@@ -44,8 +44,6 @@ class TasksConfig:
             raise ValueError(f"tasks.weights: {list(self.weights)} are not all above 0")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"tasks.temperature: {self.temperature!r} is not above 0")
-        for name in ("cap", "limit", "source_len", "eval_examples"):
+        for name in ("cap", "limit", "source_len", "eval_examples", "max_new_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"tasks.{name}: {getattr(self, name)!r} is below 0")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"tasks.max_new_tokens: {self.max_new_tokens!r} is not at least 1")
