@@ -511,3 +511,15 @@ def test_a_new_family_is_one_file(tmp_path, monkeypatch):
     wrong.write_text(json.dumps({**row, "answer_start": 2}))
     with pytest.raises(ValueError, match=r"^tasks.qa: .*validation.jsonl line 1: answer_start: at"):
         task.formatted("validation", None)
+
+
+def test_the_end_of_a_piece_is_not_learned():
+    tokenizer = byte_tokenizer()
+    config = TransformerConfig(300, 32, num_layers=1, embed_dim=8, num_heads=1)
+    whole = Formatted("a = 1", "\nb = 2")
+    ended, going_on = (
+        encode(formatted, tokenizer, config, 32)
+        for formatted in (whole, dataclasses.replace(whole, open_end=True))
+    )
+    assert ended["targets"][-1] == tokenizer.eos_id and ended["loss_mask"].sum() == 7
+    assert going_on["loss_mask"].sum() == 6 and going_on["loss_mask"][-1] == 0

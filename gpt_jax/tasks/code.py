@@ -35,13 +35,13 @@ def format_body(row: dict, *, body: str = "body") -> Formatted:
 
 
 def format_line(row: dict) -> Formatted:
-    """One line of a body, by a hash; its line end tells the answer's end from the prompt's."""
+    """One line of a function's body; which one is a hash of the function."""
     whole = format_body(row)
     lines = whole.target.split("\n")[1:]
     numbers = [i for i, line in enumerate(lines) if line.strip()]
     cut = numbers[int(unit_hash(whole.prompt + whole.target) * len(numbers))]
     prompt = "\n".join([whole.prompt, *lines[:cut]]).rstrip()
-    return Formatted(prompt, "\n" + lines[cut].rstrip() + "\n", keep_end=True)
+    return Formatted(prompt, "\n" + lines[cut].rstrip(), keep_end=True, open_end=True)
 
 
 def first_line(text: str) -> str:

@@ -31,6 +31,8 @@ class Formatted:
       joiner: What stands between two words.
       references: All texts that are right; (): the target alone.
       keep_end: Of a source too long for an encoder the end stays, not the start.
+      open_end: The answer is a piece of a text that goes on. A decoder, which reads on from the
+        prompt, does not learn that it ends there: the end of the prompt may look the same.
       tests: A program's tests, to run behind prompt and answer.
     """
 
@@ -46,6 +48,7 @@ class Formatted:
     joiner: str = " "
     references: tuple[str, ...] = ()
     keep_end: bool = False
+    open_end: bool = False
     tests: str = ""
 
     def __post_init__(self):

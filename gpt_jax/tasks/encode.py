@@ -51,8 +51,8 @@ def encode(
 ) -> Record | None:
     """The record of one example; None: its target has no place in seq_len tokens.
 
-    decoder, "lm": eos, prompt, target; the loss counts the target and the eos behind it. The prompt
-      is cut at its start.
+    decoder, "lm": eos, prompt, target; the loss counts the target and, unless it has an open end,
+      the eos behind it. The prompt is cut at its start.
     encoder_decoder: encoder_tokens are prompt and eos, cut at the end (`keep_end`: at the start);
       tokens are the start id and the target.
     "sequence", "span": cls, text, sep, and where there is a pair that and sep; the longer is cut at
@@ -100,7 +100,10 @@ def _encode_prompt_and_target(formatted, tokenizer, config, seq_len, source_len)
     if room < min(1, len(formatted.prompt)):
         return None
     prompt = prompt_ids(formatted, tokenizer, room)
-    return continuation_record([tokenizer.eos_id, *prompt], target, config)
+    record = continuation_record([tokenizer.eos_id, *prompt], target, config)
+    if formatted.open_end:
+        record["loss_mask"][-1] = 0.0
+    return record
 
 
 def continuation_record(

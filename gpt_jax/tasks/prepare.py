@@ -42,7 +42,9 @@ def prepare_tasks(
       ValueError: A task is not known, not for this model, or its data is not here; a row is not
         what the task needs, or nothing of a split fits the row length.
     """
-    tasks = [find_task(name) for name in config.names]
+    # By the config's name: two tasks of one's own data may be of one family.
+    named = {name: find_task(name) for name in config.names}
+    tasks = list(named.values())
     for task in tasks:
         task.check_model(model.head, model.num_classes)
     if tokenizer is None:
@@ -71,8 +73,8 @@ def prepare_tasks(
         pack = config.pack and task.packs and not layout.row_targets
         return ExampleRows(records, layout, pack=pack)
 
-    train = {task.name: rows(task, "train") for task in tasks}
-    held_out = {task.name: rows(task, "validation") for task in tasks}
+    train = {name: rows(task, "train") for name, task in named.items()}
+    held_out = {name: rows(task, "validation") for name, task in named.items()}
     weights = config.weights or mixture_weights(
         [len(part.records) for part in train.values()], config.temperature, config.cap
     )
