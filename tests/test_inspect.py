@@ -184,11 +184,12 @@ def test_a_prefix_is_said_in_words(shown, corpus):
     assert together > 1 and any(f"the first {together} see each other" in line for line in lines)
 
 
-def test_parts_of_a_mixture(shown):
+def test_parts_of_a_mixture(shown, tmp_path):
     tasks = ("classification", "translation")
-    lines = shown(tasks=tasks, part="translation", rows=6)[2]
+    part = f"translation:{tmp_path / 'translation'}"
+    lines = shown(tasks=tasks, part=part, rows=6)[2]
     titles = [line for line in lines if line.startswith("batch ")]
-    assert len(titles) == 6 and all("of translation, epoch" in title for title in titles)
+    assert len(titles) == 6 and all(f"of {part}, epoch" in title for title in titles)
     assert not titles[-1].startswith("batch 0"), "the next batches follow"
     with pytest.raises(ValueError, match=r"^part: 'sums' is not one of clas"):
         shown(tasks=tasks, part="sums")

@@ -55,7 +55,7 @@ def inspect(
     corrupted = frozenset({ids.mask, *ids.sentinels, *ids.infilling})
     reader = Reader(config, tokenizer, page, corrupted)
     yield from _legend(reader)
-    labels = {task.name: task.labels for task in map(find_task, config.tasks.names)}
+    labels = {name: find_task(name).labels for name in config.tasks.names}
     for place, name, epoch, number, row in _drawn(config, data.train, rows, index, part):
         yield ""
         own = dataclasses.replace(reader, labels=labels.get(name, ()))
@@ -108,9 +108,8 @@ def _summary(reader: Reader, data: PreparedData, cache_dir) -> Iterator[str]:
         heads = (*heads[:3], "documents", *heads[4:])
     left_out = {}
     for name in config.tasks.names:
-        task = find_task(name)
-        there = len(task.examples("train", cache_dir, config.tasks.limit))
-        left_out[task.name] = there - data.train.parts[task.name].num_documents
+        there = len(find_task(name).examples("train", cache_dir, config.tasks.limit))
+        left_out[name] = there - data.train.parts[name].num_documents
     table = [heads]
     for name, rows in data.train.parts.items():
         padding, targets, share = _measure(rows, reader.by_row)
