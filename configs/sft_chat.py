@@ -14,14 +14,15 @@ parameters instead of adapters), debug.
 
 from ml_collections import ConfigDict
 
-from configs.common import finetuned, parse_argument, shrink
+from configs.common import finetuned, is_large, parse_argument, shrink
 
 
 def get_config(argument=None):
     arg = parse_argument(
         argument, **{"from": "gguf:smollm2"}, task="chat_en", full=False, debug=False
     )
-    config = finetuned(arg["from"], (arg["task"],), 512, "causal_lm")
+    seq_len = 512 if is_large(arg["from"]) else 256  # what the small runs' models take
+    config = finetuned(arg["from"], (arg["task"],), seq_len, "causal_lm")
     if not arg["full"]:
         config.model.lora_rank = 8
         config.model.lora_alpha = 16.0

@@ -70,7 +70,10 @@ class Mixture:
         result: dict[str, np.ndarray] = {}
         for number in np.unique(part):
             mine = np.flatnonzero(part == number)
-            for name, array in self._rows[number].batch(row[mine], epoch[mine]).items():
+            fields = self._rows[number].batch(row[mine], epoch[mine])
+            # What one part lacks would be zeros, which mean something.
+            assert not result or set(fields) == set(result), (set(fields), set(result))
+            for name, array in fields.items():
                 if name not in result:
                     result[name] = np.zeros((len(part), *array.shape[1:]), array.dtype)
                 result[name][mine] = array
