@@ -78,6 +78,10 @@ def test_packing_fills_rows_the_same_way_each_time():
     assert sorted(number for row in rows for number in row) == list(range(300))
     tokens = sum(len(record["tokens"]) for record in records)
     assert tokens / (32 * len(rows)) > 0.95
+    # To the last place; the fullest of too many open rows is not looked at any more.
+    lengths = [20, *[17] * 65, 15, 12]
+    rows = pack_records([make_record(1, n) for n in lengths], Layout(32))
+    assert rows == [[0], [1], [2, 66], [3, 67], *([i] for i in range(4, 66))]
     assert len(ExampleRows(records, Layout(32))) == 300  # unpacked
 
 
@@ -126,10 +130,10 @@ def test_row_tokens_are_what_is_read():
 
 
 def test_fingerprints_change_with_whatever_changes_a_batch():
-    def fingerprint(changes=None, layout=Layout(32), **arguments):
+    def fingerprint(changes=None, layout=None, **arguments):
         records = make_records(6)
         records[2] |= changes or {}
-        return ExampleRows(records, layout, **arguments).fingerprint
+        return ExampleRows(records, layout or Layout(32), **arguments).fingerprint
 
     third = make_records(6)[2]
     token, weight = third["tokens"].copy(), third["loss_mask"].copy()
@@ -174,6 +178,19 @@ def test_a_corruption_belongs_to_seed_epoch_and_row_alone():
     assert_same(corrupted.batch([20]), {k: 0 * v for k, v in one(7, 0).items()})
     np.testing.assert_array_equal(corrupted.row_tokens(7), rows.row_tokens(7))
     assert len(corrupted) == 20 and corrupted.fingerprint == rows.fingerprint
+
+
+def test_what_a_corruption_draws_never_changes():
+    """As with the order of mixtures: a run that is resumed goes on with the same corruption."""
+    rows = ExampleRows(make_records(20), Layout(32))
+
+    def draw(tokens, generator):
+        return {name: generator.integers(1000, size=3) for name in ("tokens", "targets")} | {
+            "loss_mask": np.ones(3)
+        }
+
+    batch = CorruptedRows(rows, draw, Layout(3), 5).batch([4, 7], [2, 0])
+    assert batch["tokens"].tolist() == DRAWN
 
 
 @pytest.mark.parametrize(
@@ -319,3 +336,5 @@ GOLDEN = [
     [4095, 493, 8822, 8794, 4121, 8798, 8832, 8808],
     [1, 1, 1, 4, 1, 1, 2, 2],
 ]
+DRAWN = []
+DRAWN = [[161, 607, 945], [419, 257, 407]]
