@@ -296,9 +296,14 @@ def corpus_folder(name: str, cache_dir) -> Path:
     """
     if name not in CORPORA:
         raise ValueError(f"data.name: {name!r} is not a corpus{nearest(name, CORPORA)}")
-    folder = Path(cache_dir) / "corpora" / name
+    return fetched(Path(cache_dir) / "corpora" / name, "data.name")
+
+
+def fetched(folder: Path, field: str) -> Path:
+    """The folder, or a ValueError that names the field if nothing was fetched to it."""
     if not (folder / "manifest.json").exists():
-        raise ValueError(f"data.name: {name!r} is not fetched; run 'gpt-jax data fetch {name}'")
+        name = folder.name
+        raise ValueError(f"{field}: {name!r} is not fetched; run 'gpt-jax data fetch {name}'")
     return folder
 
 

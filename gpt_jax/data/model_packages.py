@@ -6,7 +6,7 @@
 import dataclasses
 from pathlib import Path
 
-from gpt_jax.data.corpora import nearest
+from gpt_jax.data.corpora import fetched, nearest
 from gpt_jax.data.packages import Package
 
 
@@ -85,8 +85,5 @@ def model_folder(name: str, cache_dir) -> Path:
       ValueError: there is no such model, or it is not fetched.
     """
     if name not in MODELS:
-        raise ValueError(f"name: {name!r} is not a pretrained model{nearest(name, MODELS)}")
-    folder = Path(cache_dir) / "models" / name
-    if not (folder / "manifest.json").exists():
-        raise ValueError(f"name: {name!r} is not fetched; run 'gpt-jax data fetch {name}'")
-    return folder
+        raise ValueError(f"init.source: {name!r} is not a pretrained model{nearest(name, MODELS)}")
+    return fetched(Path(cache_dir) / "models" / name, "init.source")

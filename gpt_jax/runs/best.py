@@ -11,7 +11,7 @@ from typing import Any
 # Which way is better, by the last part of a metric's name.
 _MODES = {
     **dict.fromkeys(("loss", "perplexity", "bits_per_byte", "mse", "mae", "rmse"), "min"),
-    **dict.fromkeys(("accuracy", "f1", "macro_f1", "micro_f1", "entity_f1", "mcc"), "max"),
+    **dict.fromkeys(("accuracy", "f1", "macro_f1", "micro_f1", "entity_f1", "matthews"), "max"),
     **dict.fromkeys(("bleu", "chrf", "exact_match", "pearson", "spearman", "parse_rate"), "max"),
 }
 

@@ -1,5 +1,6 @@
 """A run's first parameters: drawn, read from a source, or both; and teachers."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +68,7 @@ def load_teacher(spec: str, mesh: Mesh, step: int = -1) -> tuple[Transformer, Tr
     """
     config = TransformerConfig(**_tuples(model_values(spec)))
     if config.lora_rank:  # its adapters are merged
-        config = TransformerConfig(**{**vars(config), "lora_rank": 0})
+        config = dataclasses.replace(config, lora_rank=0)
     model = Transformer(config, mesh.devices.flat[0].platform)
     like = abstract_on_mesh(model, mesh)
     loaded = _canonical_params(spec, step, config)
