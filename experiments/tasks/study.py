@@ -16,7 +16,7 @@ import sys
 
 HERE = pathlib.Path(__file__).parent
 ROOT = pathlib.Path("runs/tasks")
-SEEDS = (0,)
+SEEDS = (0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,7 @@ def runs() -> list[Run]:
         *_pairs("translation-gpt", f"finetune_multitask.py:{gpt},tasks=translate_en_de",
                 "translate_en_de", 300, ("gpt",), 300),
         *_pairs("code", f"finetune_code.py:{gpt}", "complete_line", 500, ("gpt",), 300),
+        Run("translation-mt-0", "transformer_mt.py", ("translate_en_de",), limit=300),
         Run("sentiment_en-bert-0", f"{sentiment}:{bert}", ("sentiment_en",), needs=("bert",)),
         Run("ner_zh-finetuned-0", f"{ner}:lang=zh,{chinese}", ("ner_zh",), needs=("chinese",)),
         Run("ner_zh-scratch-0", f"{ner}:lang=zh,{chinese},scratch", ("ner_zh",),

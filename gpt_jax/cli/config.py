@@ -34,8 +34,12 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     flops = counts.flops_per_token(config.model, length)
     print(f"\nFLOPs a token (6 a weight of a product; causal attention at {length}): {flops:,.0f}")
     print(f"tokens a step: {batch * length:,}")
-    slots = counts.optimizer_slots(config.optimizer.name, config.model)
     print("\nbytes (float32)")
-    for what, number in (("parameters", total), ("gradients", total), ("optimizer", slots)):
+    print(f"  {'parameters':20} {4 * total:>16,}")
+    if config.model.lora_rank or config.optimizer.freeze:
+        print("  gradients and optimizer: of the trained parameters alone; `train` prints how many")
+        return 0
+    slots = counts.optimizer_slots(config.optimizer.name, config.model)
+    for what, number in (("gradients", total), ("optimizer", slots)):
         print(f"  {what:20} {4 * number:>16,}")
     return 0
