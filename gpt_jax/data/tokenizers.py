@@ -111,6 +111,13 @@ class Tokenizer:
             self._tokenizer.encode_special_tokens = True
         return encoded.ids, encoded.offsets
 
+    def added_ids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the tokenizer.json itself puts before and behind a text ("<s>", "[CLS]", ...)."""
+        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
+        start = next(i for i in range(len(ids)) if ids[i : i + len(bare)] == bare)
+        return tuple(ids[:start]), tuple(ids[start + len(bare) :])
+
     def token_id(self, token: str) -> int | None:
         """The id of a token by its own text; None where the vocabulary lacks it."""
         return self._tokenizer.token_to_id(token)

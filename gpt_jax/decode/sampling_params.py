@@ -3,19 +3,35 @@
 import dataclasses
 import math
 
+# Of a request's top_logprobs; the widest that OpenAI's clients ask for.
+MAX_TOP_LOGPROBS = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
     """How to continue a prompt.
 
+    What changes logits comes in this order: logit_bias, repetition_penalty, frequency and presence
+    penalty, no_repeat_ngram, min_tokens, a constraint; then temperature, top_k, top_p, min_p.
+
     Attributes:
       max_tokens: Most tokens to generate; the context's end may come first.
+      min_tokens: Before so many, no token that ends the text is drawn.
       temperature: Divides the logits; 0: always the most likely token.
       top_k: Only the k most likely tokens; 0: all.
       top_p: Only the most likely tokens that together have this probability; 1: all.
       min_p: Only tokens at least this fraction as likely as the most likely one; 0: all.
+      repetition_penalty: Divides the positive logits of tokens of the prompt and the text and
+        multiplies the negative ones (arXiv:1909.05858); 1: none.
+      presence_penalty: Subtracted from the logits of tokens that were generated.
+      frequency_penalty: Subtracted from them once for each time.
+      logit_bias: (id, bias) pairs, added to the logits; -100 practically forbids a token.
+      no_repeat_ngram: No n tokens in a row occur twice in prompt and text together; 0: they may.
       n: Continuations of each prompt.
       stop: Strings that end the text; they are not part of it.
+      stop_ids: Ids that end the text, beside the model's own.
+      ignore_eos: The model's own ids do not end the text.
+      top_logprobs: How many of the most likely tokens are reported with each one.
       seed: The same seed gives the same text, whatever else is generated beside it.
 
     Raises:
@@ -23,28 +39,56 @@ class SamplingParams:
     """
 
     max_tokens: int = 128
+    min_tokens: int = 0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    no_repeat_ngram: int = 0
     n: int = 1
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    top_logprobs: int = 0
     seed: int = 0
 
     def __post_init__(self):
-        self._check("max_tokens", _is_int(self.max_tokens, 1), "an integer of at least 1")
+        for name, least in (("max_tokens", 0), ("n", 1)):
+            self._check(
+                name, _is_int(getattr(self, name), least), f"an integer of at least {least}"
+            )
+        for name in ("top_k", "no_repeat_ngram"):
+            self._check(name, _is_int(getattr(self, name), 0), "an integer of at least 0 (0: off)")
+        in_range = _is_int(self.min_tokens, 0) and self.min_tokens <= self.max_tokens
+        self._check("min_tokens", in_range, f"an integer from 0 to max_tokens {self.max_tokens}")
         in_range = _is_number(self.temperature) and self.temperature >= 0
         self._check("temperature", in_range, "a number of at least 0")
-        self._check("top_k", _is_int(self.top_k, 0), "an integer of at least 0 (0: all tokens)")
         in_range = _is_number(self.top_p) and 0 < self.top_p <= 1
         self._check("top_p", in_range, "a number above 0 and at most 1")
         in_range = _is_number(self.min_p) and 0 <= self.min_p <= 1
         self._check("min_p", in_range, "a number from 0 to 1")
-        self._check("n", _is_int(self.n, 1), "an integer of at least 1")
+        in_range = _is_number(self.repetition_penalty) and self.repetition_penalty > 0
+        self._check("repetition_penalty", in_range, "a number above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._check(name, _is_number(getattr(self, name)), "a number")
+        pairs = isinstance(self.logit_bias, tuple) and all(
+            isinstance(pair, tuple) and len(pair) == 2 and _is_int(pair[0], 0)
+            and _is_number(pair[1]) for pair in self.logit_bias
+        )  # fmt: skip
+        self._check("logit_bias", pairs, "a tuple of pairs of an id and a number")
         strings = isinstance(self.stop, tuple) and all(
             isinstance(string, str) and string for string in self.stop
         )
         self._check("stop", strings, "a tuple of non-empty strings")
+        ids = isinstance(self.stop_ids, tuple) and all(_is_int(i, 0) for i in self.stop_ids)
+        self._check("stop_ids", ids, "a tuple of ids")
+        self._check("ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
+        in_range = _is_int(self.top_logprobs, 0) and self.top_logprobs <= MAX_TOP_LOGPROBS
+        self._check("top_logprobs", in_range, f"an integer from 0 to {MAX_TOP_LOGPROBS}")
         # JAX without 64-bit integers would silently drop the upper half of a longer seed.
         in_range = _is_int(self.seed, 0) and self.seed < 2**32
         self._check("seed", in_range, "an integer from 0 to 4294967295")

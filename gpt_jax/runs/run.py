@@ -72,13 +72,20 @@ def read_config(workdir: epath.PathLike) -> RunConfig:
     return run_config(json.loads(path.read_text()))
 
 
-def open_run(workdir: epath.PathLike, step: int | None = None, **model_overrides: Any) -> Run:
+def open_run(
+    workdir: epath.PathLike,
+    step: int | None = None,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    **model_overrides: Any,
+) -> Run:
     """Reads a run for use: evaluation, generation, conversion.
 
     Args:
       workdir: The run directory.
       step: The checkpoint to read; None: the best by the run's metric if it keeps the best, else
         the newest.
+      mesh: Where the parameters go; None: all devices, along data.
       model_overrides: Fields of TransformerConfig that change how the model is computed, not what
         it computes: scan, remat, dtype, attention.
 
@@ -94,7 +101,7 @@ def open_run(workdir: epath.PathLike, step: int | None = None, **model_overrides
         raise ValueError(f"--run: {str(workdir)!r} has no checkpoint yet")
     step = _default_step(workdir, config, steps) if step is None else step
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model_overrides))
-    mesh = make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     model = Transformer(config.model, mesh.devices.flat[0].platform)
     like = abstract_on_mesh(model, mesh)
     frozen, trained = None, like

@@ -1,0 +1,137 @@
+"""A model to use, wherever it is from: a run directory, a folder of Hugging Face's, a GGUF file."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax.convert.merge import merge_strict
+from gpt_jax.convert.source import Source, load_params, model_values, tokenizer_path
+from gpt_jax.data.chat_template import CHATML, ChatTemplate
+from gpt_jax.data.tokenizers import Tokenizer, load_tokenizer
+from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.transformer import Transformer
+from gpt_jax.parallel.cache_folder import cache_dir
+from gpt_jax.parallel.config import MeshConfig
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.runs import canonical
+from gpt_jax.runs.run import open_run
+from gpt_jax.runs.state import abstract_on_mesh
+from gpt_jax.types import Tree
+
+# Values of config.json that are another file's in newer folders.
+_GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenModel:
+    """A model and what belongs to it.
+
+    Attributes:
+      name: The last part of its path.
+      model: `model.apply({"params": params}, ...)`; `model.config` is its TransformerConfig.
+      params: Without Flax's boxes, on the mesh.
+      tokenizer: Its tokenizer.
+      prefix_ids, suffix_ids: What it is used to before and behind a text: the end-of-text token
+        before it for what was trained here, what tokenizer.json says for the others.
+      eos_ids: Ids that end what it writes.
+      chat_template: None where it has none of its own.
+      generation: Values of generation_config.json.
+      labels: Names of its classes, where they have any.
+    """
+
+    name: str
+    model: Transformer
+    params: Tree
+    tokenizer: Tokenizer
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    eos_ids: tuple[int, ...]
+    chat_template: ChatTemplate | None
+    generation: dict[str, Any]
+    labels: tuple[str, ...]
+
+
+def open_model(
+    spec: str, *, step: int | None = None, mesh: jax.sharding.Mesh | None = None
+) -> OpenModel:
+    """Reads a model.
+
+    Args:
+      spec: A run directory, "hf:DIR", "gguf:FILE", or a folder of Hugging Face's as it is.
+      step: A run's checkpoint; None: its best or newest.
+      mesh: Where the parameters go; None: all devices, along data.
+
+    Raises:
+      ValueError: There is no model, or one that cannot be represented.
+    """
+    if _is_hf_folder(spec):
+        spec = f"hf:{spec}"
+    source = Source.parse(spec)
+    if source.kind == "run":
+        return _open_run(source.path, step, mesh)
+    if step is not None:
+        raise ValueError(f"--step: {step} is for run directories; {spec!r} has one state")
+    config = TransformerConfig(**model_values(spec))
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    model = Transformer(config, mesh.devices.flat[0].platform)
+    like = abstract_on_mesh(model, mesh)
+    # A bare BERT has a pooler, which only its head for classes reads.
+    unread = ("^pooler/",) if config.head == "none" else ()
+    target = canonical.stacked_target(like)
+    used, new = merge_strict(load_params(spec, config), target, unread, spec)
+    assert not new, new
+    arrays = canonical.unstack(used, like)
+    params = jax.tree.map(
+        lambda x, leaf: jax.device_put(np.asarray(x), leaf.sharding), arrays, like
+    )
+    path = tokenizer_path(spec, cache_dir())
+    tokenizer = load_tokenizer(path)
+    folder = source.path if source.kind == "hf" else Path(path).parent
+    own, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+    generation = {**{k: own[k] for k in _GENERATION if k in own}, **generation}
+    labels = own.get("id2label") or {}
+    prefix, suffix = tokenizer.added_ids()
+    return OpenModel(
+        name=source.path.name, model=model, params=params, tokenizer=tokenizer,
+        prefix_ids=prefix, suffix_ids=suffix, eos_ids=_eos_ids(generation, tokenizer),
+        chat_template=_template(folder), generation=generation,
+        labels=tuple(labels[key] for key in sorted(labels, key=int)),
+    )  # fmt: skip
+
+
+def _open_run(path, step: int | None, mesh) -> OpenModel:
+    run = open_run(path, step, mesh=mesh)
+    imported = run.step == 0 and run.config.init.source.startswith(("hf:", "gguf:"))
+    eos = run.tokenizer.eos_id
+    has_encoder = run.model.config.family == "encoder_decoder"
+    prefix, suffix = ((), (eos,)) if has_encoder else ((eos,), ())
+    if imported:
+        prefix, suffix = run.tokenizer.added_ids()
+    return OpenModel(
+        name=run.workdir.name, model=run.model, params=run.params, tokenizer=run.tokenizer,
+        prefix_ids=prefix, suffix_ids=suffix, eos_ids=(eos,),
+        chat_template=_template(run.workdir), generation={}, labels=(),
+    )  # fmt: skip
+
+
+def _is_hf_folder(spec: str) -> bool:
+    config = Path(spec).expanduser() / "config.json"
+    return config.is_file() and "model" not in _json(config)
+
+
+def _template(folder) -> ChatTemplate | None:
+    template = ChatTemplate.load(folder)
+    return None if template.source == CHATML.source else template
+
+
+def _eos_ids(generation: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    ids = generation.get("eos_token_id", tokenizer.eos_id)
+    return tuple(ids) if isinstance(ids, list) else (tokenizer.eos_id if ids is None else ids,)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
