@@ -183,13 +183,17 @@ METRICS = {
 
 
 def table(results: list[dict]) -> str:
-    """Markdown: for each task the plain methods, then the runs; runs of several seeds together."""
+    """Markdown: for each task the plain methods, then the runs; runs of several seeds
+    as their mean, with the widest of their intervals."""
     lines = [
         "| task | what | score | 95 % | by seed | minutes |",
         "|---|---|---|---|---|---|",
     ]
     for task, metric in METRICS.items():
-        rows = [(f"plain: {row['method']}", [row], None) for row in _baselines(task)]
+        rows = [
+            (f"plain: {row['method']}, {row['num_examples']} rows", [row], None)
+            for row in _baselines(task)
+        ]
         groups: dict[str, list[dict]] = {}
         for result in results:
             if task in result["test"]:
@@ -201,11 +205,12 @@ def table(results: list[dict]) -> str:
         for name, scores, members in rows:
             values = [score[metric] for score in scores]
             digits = 1 if metric == "bleu" else 3
-            interval = "-".join(
-                f"{scores[0][f'{metric}_{end}']:.{digits}f}" for end in ("low", "high")
-            )
+            low = min(score[f"{metric}_low"] for score in scores)
+            high = max(score[f"{metric}_high"] for score in scores)
+            interval = f"{low:.{digits}f}-{high:.{digits}f}"
             by_seed = ", ".join(f"{v:.{digits}f}" for v in values) if len(values) > 1 else ""
-            minutes = statistics.mean(m["minutes"] for m in members) if members else None
+            # The least disturbed of the runs says most about what one costs.
+            minutes = min(m["minutes"] for m in members) if members else None
             shown = "" if minutes is None else f"{minutes:.1f}"
             mean = f"{statistics.mean(values):.{digits}f}"
             lines.append(
