@@ -8,8 +8,9 @@ Expected: experiments/tasks/README.md.
   gpt-jax data fetch alpaca_en smollm2
   gpt-jax train --config=configs/sft_chat.py --workdir=runs/chat
 
-Arguments: from (gguf:FILE, hf:DIR, a run), task (chat_en, chat_zh, chat:FILE.jsonl), full (all
-parameters instead of adapters), debug.
+Arguments: from (a model whose tokenizer has its chat template's tokens: gguf:FILE, hf:DIR, a
+finetuned run), task (chat_en, chat_zh, chat:FILE.jsonl), full (all parameters instead of
+adapters), debug.
 """
 
 from ml_collections import ConfigDict
