@@ -8,14 +8,63 @@ _CHOICES = {
     "head": ("lm", "mlm", "sequence", "tokens", "span", "none"),
     "pool": ("pooler", "first", "last", "mean"),
     "positions": ("learned", "rotary", "sinusoidal", "relative", "none"),
-    "norm": ("layernorm", "rmsnorm"),
-    "norm_order": ("pre", "post"),
+    "norm": ("layernorm", "rmsnorm", "rmsnorm_plus_one"),
+    "norm_order": ("pre", "post", "sandwich"),
     "activation": ("gelu", "gelu_exact", "relu", "relu2", "swiglu", "geglu"),
     "init": ("gpt2", "fan_in"),
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16"),
     "attention": ("auto", "einsum", "blocked", "xla", "cudnn"),
 }
+
+
+def _require(holds: bool, name: str, value, right: str) -> None:
+    if not holds:
+        raise ValueError(f"model.{name}: {value!r} is not {right}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed for sequences longer than those of the training.
+
+    Attributes:
+      kind: "none"; "linear": all divided by `factor`; "llama3": those of waves longer than
+        original_length / low_freq_factor are, those of waves shorter than original_length /
+        high_freq_factor are kept, and between lies a ramp (arXiv:2407.21783); "yarn": the same by
+        rotations within original_length, and longer queries and keys (arXiv:2309.00071).
+      factor: How many times longer the sequences are.
+      original_length: Longest sequence of the training.
+      low_freq_factor, high_freq_factor: Of "llama3".
+      beta_fast, beta_slow: Rotations between which the ramp of "yarn" lies.
+      truncate: Whether the ends of that ramp are whole numbers of pairs.
+      attention_factor: What "yarn" multiplies queries and keys by; 0: 0.1 ln(factor) + 1.
+    """
+
+    kind: str = "none"
+    factor: float = 1.0
+    original_length: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 0.0
+
+    def __post_init__(self):
+        kinds = ("none", "linear", "llama3", "yarn")
+        _require(self.kind in kinds, "rope_scaling.kind", self.kind, "one of " + ", ".join(kinds))
+        _require(self.factor > 0, "rope_scaling.factor", self.factor, "above 0")
+        if self.kind in ("llama3", "yarn"):
+            right = f"above 0, as kind {self.kind!r} needs"
+            _require(
+                self.original_length > 0,
+                "rope_scaling.original_length",
+                self.original_length,
+                right,
+            )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        right = f"above low_freq_factor {low}"
+        _require(high > low > 0, "rope_scaling.high_freq_factor", high, right)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +92,30 @@ class TransformerConfig:
       positions: "learned", "rotary" (arXiv:2104.09864), "sinusoidal" (arXiv:1706.03762),
         "relative" (T5's bias by bucket of distance, arXiv:1910.10683) or "none".
       rope_theta: Base of the rotary frequencies.
+      rope_scaling: How these are changed.
+      rope_local_theta: Base in layers with a window, whose frequencies are not scaled (Gemma 3,
+        arXiv:2503.19786); 0: as in all other layers.
+      unrotated_layers: Numbers of layers without positions (SmolLM3).
+      window: A token sees itself and the window - 1 tokens before (arXiv:2310.06825); 0: all.
+      global_layers: Numbers of layers that see all in spite of the window.
       relative_buckets: Of the relative bias.
       relative_max_distance: Where its last bucket begins.
-      norm: "layernorm" or "rmsnorm".
+      norm: "layernorm", "rmsnorm", or "rmsnorm_plus_one", which multiplies by 1 + scale (Gemma).
       norm_order: "pre": before each sublayer and before the head; "post": after each residual
-        addition, as in the original Transformer and in BERT.
+        addition, as in the original Transformer and in BERT; "sandwich": as "pre", and once more
+        after each sublayer, before its addition (Gemma 2, arXiv:2408.00118).
       norm_eps: Added to the variance.
       embed_norm: A norm after the embedding.
       num_token_types: Rows of an embedding added by `token_types`; 0: none.
       activation: "gelu" (tanh form, as GPT-2), "gelu_exact" (BERT), "relu", "relu2"
         (arXiv:2109.08668), "swiglu" or "geglu" (arXiv:2002.05202; the tanh form).
       bias: Biases in products and in layer norms.
+      qkv_bias: Biases of queries, keys and values alone (Qwen2, arXiv:2407.10671).
+      classifier_bias: With `bias`, whether the last product of a head for classes has one.
       tied: The head is the transposed token embedding.
       scale_attention: Scores are divided by sqrt(H); T5's are not.
+      score_width: The number in place of H there; 0: H.
+      attention_softcap: c in c * tanh(score / c) (Gemma 2); 0: none.
       scale_embedding: The embedding is multiplied by sqrt(D).
       scale_logits: The outputs are divided by sqrt(D) before the head (T5 v1.0).
       read_prompts_whole: A decoder reads a prompt, but for its last token, in both directions
@@ -119,13 +179,23 @@ class TransformerConfig:
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ("attention/(q|v)$",)
+    rope_scaling: RopeScaling = RopeScaling()
+    rope_local_theta: float = 0.0
+    unrotated_layers: tuple[int, ...] = ()
+    window: int = 0
+    global_layers: tuple[int, ...] = ()
+    score_width: int = 0
+    attention_softcap: float = 0.0
+    qkv_bias: bool = False
+    classifier_bias: bool = True
 
     def __post_init__(self):
         for name in ("vocab_size", "seq_len", "num_layers", "embed_dim", "num_heads"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
             "num_kv_heads", "head_dim", "mlp_dim", "logit_softcap", "num_encoder_layers",
-            "num_token_types", "num_classes", "lora_rank",
+            "num_token_types", "num_classes", "lora_rank", "window", "rope_local_theta",
+            "score_width", "attention_softcap",
         ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name, allowed in _CHOICES.items():
@@ -153,6 +223,7 @@ class TransformerConfig:
                 self._fill(num_encoder_layers=self.num_layers)
             _require(self.head == "lm", "head", self.head, "'lm', as an encoder_decoder needs")
         self._check_head()
+        self._check_layers()
         if self.positions == "relative":
             _require(
                 self.relative_buckets >= 4 and self.relative_buckets % 4 == 0,
@@ -188,6 +259,28 @@ class TransformerConfig:
             right = "'last', as a decoder needs"
             _require(self.family == "encoder", "pool", self.pool, right)
 
+    def _check_layers(self):
+        if not isinstance(self.rope_scaling, RopeScaling):  # as it is in JSON
+            self._fill(rope_scaling=RopeScaling(**self.rope_scaling))
+        for name in ("global_layers", "unrotated_layers"):
+            numbers = tuple(getattr(self, name))
+            right = f"numbers of layers, below num_layers {self.num_layers}"
+            _require(all(0 <= i < self.num_layers for i in numbers), name, numbers, right)
+            self._fill(**{name: numbers})
+        decoder = self.family == "decoder" and not self.read_prompts_whole
+        _require(decoder or not self.window, "window", self.window, "0, as only a decoder has one")
+        for name in ("global_layers", "rope_local_theta"):
+            value = getattr(self, name)
+            _require(bool(self.window) or not value, name, value, "for models with a window")
+        rotary = self.positions == "rotary"
+        for name in ("rope_local_theta", "unrotated_layers"):
+            value = getattr(self, name)
+            _require(rotary or not value, name, value, "for rotary positions")
+        scaled = self.rope_scaling.kind != "none"
+        _require(rotary or not scaled, "rope_scaling", self.rope_scaling, "for rotary positions")
+        if self.unrotated_layers and self.family == "encoder_decoder":
+            raise ValueError("model.unrotated_layers: an encoder_decoder has none")
+
     def has_adapter(self, product: str) -> bool:
         """Whether a product ("stack/layers_0/attention/q") is one of lora_targets."""
         return any(occurs(pattern, product) for pattern in self.lora_targets)
@@ -201,8 +294,3 @@ def occurs(pattern: str, name: str) -> bool:
     """In the name as it is or as it is when layers are stacked: model.scan is free to change."""
     stacked = re.sub(r"(^|/)layers_\d+/", r"\1layers/", name)
     return bool(re.search(pattern, name) or re.search(pattern, stacked))
-
-
-def _require(holds: bool, name: str, value, right: str) -> None:
-    if not holds:
-        raise ValueError(f"model.{name}: {value!r} is not {right}")

@@ -42,7 +42,7 @@ class HeadDense(nn.Module):
         init = weight_init(c, width, residual=self.final)
         w = param(self, "kernel", init, ("embed", axis), (width, self.size))
         y = products.project(x, w, precision)
-        if c.bias:
+        if c.bias and (c.classifier_bias or not self.final):
             y = y + param(self, "bias", nn.initializers.zeros, (axis,), (self.size,))
         return y.astype(jnp.float32)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.layer_kinds import LayerKind, of_layer
 from gpt_jax.ops import attention, normalization, positions, products
 from gpt_jax.types import Array
 
@@ -24,7 +25,7 @@ class Context:
     Attributes:
       segment_ids_BT: Documents of a packed row; None: one document.
       mask_BTT: Who sees whom, True = attend; None: by `causal` and segment_ids_BT.
-      rotary: Tables of ops.positions for the tokens' positions; None without rotary positions.
+      rotary: Tables of layer_kinds for the tokens' positions; None without rotary positions.
       bias_BNTS: Relative bias of the self-attention; None: none.
       cache_index_B: Where in the cache each row's first new token goes; None without a cache.
       memory_BSD: The encoder's outputs; None in a stack without cross attention, and where the
@@ -32,6 +33,7 @@ class Context:
       memory_mask_BTS: Which of them each token sees.
       causal: Whether a token sees those before it only.
       platform: JAX's name of the platform the computation is for.
+      window: int32[]; this layer's tokens see so many, themselves included; None: all.
     """
 
     segment_ids_BT: Array | None
@@ -43,6 +45,11 @@ class Context:
     memory_mask_BTS: Array | None
     causal: bool = flax.struct.field(pytree_node=False)
     platform: str = flax.struct.field(pytree_node=False)
+    window: Array | None = None
+
+    def of_layer(self, kind: LayerKind) -> "Context":
+        """The context of one layer."""
+        return self.replace(window=kind.window, rotary=of_layer(self.rotary, kind))
 
 
 @flax.struct.dataclass
@@ -69,7 +76,7 @@ def param(module: nn.Module, name: str, init, axes: tuple[str, ...], shape: tupl
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last axis."""
+    """LayerNorm or RMSNorm over the last axis; `rms` makes the former the latter."""
 
     config: TransformerConfig
     axis: str = "embed"
@@ -77,7 +84,11 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, rms: bool = False) -> Array:
         config, size = self.config, x.shape[-1]
-        scale = param(self, "scale", nn.initializers.ones, (self.axis,), (size,))
+        plus_one = config.norm == "rmsnorm_plus_one"
+        init = nn.initializers.zeros if plus_one else nn.initializers.ones
+        scale = param(self, "scale", init, (self.axis,), (size,))
+        if plus_one:
+            return normalization.rms_norm(x, 1.0 + scale, config.norm_eps)
         if rms or config.norm == "rmsnorm":
             return normalization.rms_norm(x, scale, config.norm_eps)
         bias = None
@@ -99,6 +110,7 @@ class Dense(nn.Module):
     num_contract: int = 1
     residual: bool = False
     fan_in_factor: int = 1
+    bias: bool = False  # even without config.bias
 
     @nn.compact
     def __call__(self, x: Array, platform: str) -> Array:
@@ -108,7 +120,7 @@ class Dense(nn.Module):
         w = param(self, "kernel", init, self.axes, self.shape)
         precision = products.precision(c.dtype, platform)
         y = products.project(x, w, precision, n)
-        if c.bias:
+        if c.bias or self.bias:
             b = param(self, "bias", nn.initializers.zeros, self.axes[n:], self.shape[n:])
             y = y + b.astype(y.dtype)
         if c.lora_rank and c.has_adapter("/".join(self.path)):
@@ -135,9 +147,10 @@ class Attention(nn.Module):
         D, N, K, H = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
         # Without the division by sqrt(H) the queries start out that much smaller.
         shrink = 1 if c.scale_attention else H
-        self.q = Dense(c, (D, N, H), ("embed", "heads", "head_dim"), fan_in_factor=shrink)
-        self.k = Dense(c, (D, K, H), ("embed", "kv_heads", "head_dim"))
-        self.v = Dense(c, (D, K, H), ("embed", "kv_heads", "head_dim"))
+        query, key = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        self.q = Dense(c, (D, N, H), query, fan_in_factor=shrink, bias=c.qkv_bias)
+        self.k = Dense(c, (D, K, H), key, bias=c.qkv_bias)
+        self.v = Dense(c, (D, K, H), key, bias=c.qkv_bias)
         self.out = Dense(c, (N, H, D), ("heads", "head_dim", "embed"), 2, residual=True)
         if c.qk_norm:
             self.q_norm, self.k_norm = Norm(c, "head_dim"), Norm(c, "head_dim")
@@ -151,13 +164,17 @@ class Attention(nn.Module):
         if context.rotary is not None:
             q_BTNH = positions.rotate(q_BTNH, context.rotary)
             keys = positions.rotate(keys, context.rotary)
-        segments, mask = context.segment_ids_BT, context.mask_BTT
+        segments, mask, window = context.segment_ids_BT, context.mask_BTT, context.window
         if cache is not None:
             cache, mask = _extend(cache, keys, values, context)
             keys, values, segments = cache.k_BSKH, cache.v_BSKH, None
+        if mask is not None and window is not None:
+            first_B = jnp.zeros(1, jnp.int32) if cache is None else context.cache_index_B
+            mask &= _in_window(first_B, mask.shape, window)
+            window = None
         out_BTNH = self._attend(
             q_BTNH, keys, values, context, causal=context.causal, segment_ids_BT=segments,
-            mask_BTS=mask, bias_BNTS=context.bias_BNTS,
+            mask_BTS=mask, bias_BNTS=context.bias_BNTS, window=window,
         )  # fmt: skip
         return self.out(out_BTNH, context.platform), cache
 
@@ -194,7 +211,8 @@ class Attention(nn.Module):
             k_BSKH,
             v_BSKH,
             precision=products.precision(c.dtype, context.platform),
-            scaled=c.scale_attention,
+            scale=(c.score_width or c.head_dim) ** -0.5 if c.scale_attention else 1.0,
+            softcap=c.attention_softcap,
             implementation=attention.implementation_for(c.attention, context.platform),
             **how,
         )
@@ -215,6 +233,18 @@ def _extend(cache: LayerCache, k_BTKH: Array, v_BTKH: Array, context: Context):
     query_BT = index_B[:, None] + jnp.arange(k_BTKH.shape[1])
     mask_BTS = jnp.arange(cache.k_BSKH.shape[1]) <= query_BT[..., None]
     return cache, mask_BTS
+
+
+def _in_window(first_B: Array, shape: tuple[int, ...], window: Array) -> Array:
+    """Boolean [B or 1, T, S]: keys less than `window` columns before the query's.
+
+    Args:
+      first_B: Column of each row's first query.
+      shape: (B, T, S) of a mask.
+      window: int32[].
+    """
+    query_BT = first_B[:, None] + jnp.arange(shape[1])
+    return query_BT[..., None] - jnp.arange(shape[2]) < window
 
 
 _ACTIVATIONS = {
@@ -253,8 +283,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, context: Context, cache: LayerCache | None
+        self, x_BTD: Array, context: Context, cache: LayerCache | None, kind: LayerKind
     ) -> tuple[Array, LayerCache | None]:
+        context = context.of_layer(kind)
         attention = Attention(self.config, name="attention")
         x_BTD, cache = self._add("attention", x_BTD, lambda x: attention(x, context, cache))
         if self.cross:
@@ -265,10 +296,14 @@ class Block(nn.Module):
         return x_BTD, cache
 
     def _add(self, name: str, x_BTD: Array, sublayer) -> tuple[Array, LayerCache | None]:
-        """x + sublayer(norm(x)), or post-norm norm(x + sublayer(x)); and what else it returns."""
+        """x + sublayer(norm(x)), or by norm_order; and what else the sublayer returns."""
         c = self.config
         norm = Norm(c, name=f"{name}_norm")
         dropout = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        y_BTD, cache = sublayer(norm(x_BTD) if c.norm_order == "pre" else x_BTD)
-        x_BTD = x_BTD + dropout(y_BTD)
-        return (x_BTD if c.norm_order == "pre" else norm(x_BTD)), cache
+        if c.norm_order == "post":
+            y_BTD, cache = sublayer(x_BTD)
+            return norm(x_BTD + dropout(y_BTD)), cache
+        y_BTD, cache = sublayer(norm(x_BTD))
+        if c.norm_order == "sandwich":
+            y_BTD = Norm(c, name=f"{name}_post_norm")(y_BTD)
+        return x_BTD + dropout(y_BTD), cache

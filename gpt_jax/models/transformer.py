@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.heads import MaskedLM, classify
+from gpt_jax.models.layer_kinds import rotary_tables
 from gpt_jax.models.layers import Context, LayerCache, Norm, param, weight_init
 from gpt_jax.models.stack import Stack
 from gpt_jax.ops import positions, products
@@ -117,7 +118,7 @@ class Transformer(nn.Module):
         context = Context(
             segment_ids_BT=segment_ids_BT,
             mask_BTT=_rank_mask(key_ranks, query_ranks, segment_ids_BT),
-            rotary=_rotary(c, positions_BT),
+            rotary=rotary_tables(c, positions_BT),
             bias_BNTS=self._bias("relative", positions_BT, cache, by_columns, c.family),
             cache_index_B=None if cache is None else cache.index_B,
             memory_BSD=memory_BSD,
@@ -130,7 +131,7 @@ class Transformer(nn.Module):
         layer_caches = None if cache is None else cache.layers
         stack = Stack(c, deterministic, c.num_layers, c.family == "encoder_decoder", name="stack")
         x_BTD, layer_caches = stack(x_BTD, context, layer_caches)
-        if c.norm_order == "pre":
+        if c.norm_order != "post":
             x_BTD = Norm(c, name="final_norm")(x_BTD)
         outputs = x_BTD
         if not features:
@@ -151,7 +152,8 @@ class Transformer(nn.Module):
         c = self.config
         x_BTD = jnp.take(embedding, tokens_BT, axis=0)
         if c.scale_embedding:
-            x_BTD = x_BTD * c.embed_dim**0.5
+            # As Gemma, whose factor has the precision of the model: in bf16 sqrt(3072) is 55.5.
+            x_BTD = x_BTD * jnp.asarray(c.embed_dim**0.5, c.dtype).astype(x_BTD.dtype)
         small = nn.initializers.normal(_embedding_std(c) / 2)
         if c.positions == "learned":
             shape, axes = (c.seq_len, c.embed_dim), ("length", "embed")
@@ -187,7 +189,7 @@ class Transformer(nn.Module):
         context = Context(
             segment_ids_BT=segment_ids_BS,
             mask_BTT=None,
-            rotary=_rotary(c, positions_BS),
+            rotary=rotary_tables(c, positions_BS),
             bias_BNTS=self._bias("encoder_relative", positions_BS, None, True, "encoder"),
             cache_index_B=None,
             memory_BSD=None,
@@ -200,7 +202,7 @@ class Transformer(nn.Module):
         x_BSD = self._enter(x_BSD, precision, deterministic, "encoder_embed_norm")
         stack = Stack(c, deterministic, c.num_encoder_layers, name="encoder")
         x_BSD, _ = stack(x_BSD, context, None)
-        return Norm(c, name="encoder_norm")(x_BSD) if c.norm_order == "pre" else x_BSD
+        return Norm(c, name="encoder_norm")(x_BSD) if c.norm_order != "post" else x_BSD
 
     def _bias(self, name, positions_BT, cache: Cache | None, by_columns: bool, family: str):
         """T5's relative bias of a stack, f32[1 or B, N, T, S]; None with other positions."""
@@ -255,12 +257,6 @@ def _embedding_std(c: TransformerConfig) -> float:
     # Where the embedding is the head too, it must begin small.
     is_head = (c.tied and c.head == "lm" and not c.scale_logits) or c.head == "mlm"
     return 0.02 if c.init == "gpt2" or is_head else 1.0
-
-
-def _rotary(config: TransformerConfig, positions_BT: Array) -> tuple[Array, Array] | None:
-    if config.positions != "rotary":
-        return None
-    return positions.rotary_tables(positions_BT, config.head_dim, config.rope_theta)
 
 
 def _rank_mask(key_ranks, query_ranks, segment_ids_BT) -> Array | None:

@@ -20,23 +20,29 @@ _BLOCK = 64
 _MAX_BLOCKS = 8
 
 
-def _scores_mask(causal, segment_ids_BT, start: int, stop: int, num_keys: int):
+def _scores_mask(causal, segment_ids_BT, window, start: int, stop: int, num_keys: int):
     """Boolean [B or 1, 1, 1, stop - start, num_keys], True = attend; None if all is visible."""
     masks = []
     if causal:
-        masks.append(jnp.arange(start, stop)[:, None] >= jnp.arange(num_keys)[None, :])
+        behind = jnp.arange(start, stop)[:, None] - jnp.arange(num_keys)[None, :]
+        masks.append(behind >= 0 if window is None else (behind >= 0) & (behind < window))
     if segment_ids_BT is not None:
         queries, keys = segment_ids_BT[:, start:stop], segment_ids_BT[:, :num_keys]
         masks.append((queries[:, :, None] == keys[:, None, :])[:, None, None])
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
-def _attend(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BNTS, precision: Precision) -> Array:
+def _capped(scores: Array, softcap: float) -> Array:
+    return softcap * jnp.tanh(scores / softcap) if softcap else scores
+
+
+def _attend(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BNTS, softcap, precision: Precision) -> Array:
     """Softmax attention with heads in front of length; scores and softmax in f32."""
     B, K, G, T, H = q_BKGTH.shape
     # The G queries of a key head stand behind one another: one product for each (B, K).
     q = q_BKGTH.reshape(B, K, G * T, H)
     scores = products.batched_dot(q, k_BKSH, ((3,), (3,)), precision).reshape(B, K, G, T, -1)
+    scores = _capped(scores, softcap)
     if bias_BNTS is not None:
         scores = scores + bias_BNTS.reshape(bias_BNTS.shape[0], K, G, *bias_BNTS.shape[2:])
     if mask is not None:
@@ -53,40 +59,48 @@ def _heads_first(q_BTNH, k_BSKH, v_BSKH):
     return q_BKGTH, k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
 
 
-def _einsum(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, bias_BNTS, precision):
+def _einsum(
+    q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, window, mask_BTS, bias_BNTS, softcap,
+    precision,
+):  # fmt: skip
     """All scores at once."""
     q, k, v = _heads_first(q_BTNH, k_BSKH, v_BSKH)
     if mask_BTS is not None:
         mask = mask_BTS[:, None, None]
     else:
-        mask = _scores_mask(causal, segment_ids_BT, 0, q.shape[3], k.shape[2])
-    out = _attend(q, k, v, mask, bias_BNTS, precision)
+        mask = _scores_mask(causal, segment_ids_BT, window, 0, q.shape[3], k.shape[2])
+    out = _attend(q, k, v, mask, bias_BNTS, softcap, precision)
     return out.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
 
 
-def _blocked(q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, bias_BNTS, precision):
+def _blocked(
+    q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, window, mask_BTS, bias_BNTS, softcap,
+    precision,
+):  # fmt: skip
     """Causal self-attention by blocks, so that about half of the scores is never computed."""
     B, T = q_BTNH.shape[:2]
     if not causal or mask_BTS is not None or bias_BNTS is not None or T <= _BLOCK:
         return _einsum(
-            q_BTNH, k_BSKH, v_BSKH, causal=causal, segment_ids_BT=segment_ids_BT,
-            mask_BTS=mask_BTS, bias_BNTS=bias_BNTS, precision=precision,
+            q_BTNH, k_BSKH, v_BSKH, causal=causal, segment_ids_BT=segment_ids_BT, window=window,
+            mask_BTS=mask_BTS, bias_BNTS=bias_BNTS, softcap=softcap, precision=precision,
         )  # fmt: skip
     if segment_ids_BT is None:
         segment_ids_BT = jnp.ones((B, T), jnp.int32)
     assert q_BTNH.dtype == k_BSKH.dtype == v_BSKH.dtype, "the backward pass gives one dtype"
-    return _blocked_causal(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, precision)
+    return _blocked_causal(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window, softcap, precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blocked_causal(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, precision: Precision):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _blocked_causal(
+    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap: float, precision: Precision
+):
     """The backward pass works on transposed scores, [keys, queries].
 
     Then the gradients of keys and values contract the last dim of what is computed already, and
     only dq needs a transpose, of its narrow operand: XLA:CPU would compute p^T do in f32 and
     transpose p.
     """
-    return _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, precision)[0]
+    return _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap, precision)[0]
 
 
 def _block_bounds(T: int) -> list[tuple[int, int]]:
@@ -95,7 +109,7 @@ def _block_bounds(T: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, T)) for start in range(0, T, size)]
 
 
-def _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, precision):
+def _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap, precision):
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     G = N // K
@@ -107,8 +121,8 @@ def _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, precision):
     for start, stop in _block_bounds(T):
         q = q_BKGTH[:, :, :, start:stop].reshape(B, K, -1, H)
         scores = products.batched_dot(q, k_BKTH[:, :, :stop], ((3,), (3,)), precision)
-        scores = scores.reshape(B, K, G, stop - start, stop)
-        mask = _scores_mask(True, segment_ids_BT, start, stop, stop)
+        scores = _capped(scores.reshape(B, K, G, stop - start, stop), softcap)
+        mask = _scores_mask(True, segment_ids_BT, window, start, stop, stop)
         scores = jnp.where(mask, scores, _MASKED)
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
@@ -122,11 +136,12 @@ def _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, precision):
     out_BKGTH = jnp.concatenate(outs, axis=3)
     out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
     lse_BKGT = jnp.concatenate(logs, axis=3)
-    return out_BTNH, (k_BTKH, segment_ids_BT, q_BKGTH, k_BKTH, v_BKTH, out_BTNH, lse_BKGT)
+    kept = (k_BTKH, segment_ids_BT, window, q_BKGTH, k_BKTH, v_BKTH, out_BTNH, lse_BKGT)
+    return out_BTNH, kept
 
 
-def _blocked_bwd(precision, residuals, g_BTNH):
-    k_BTKH, segments, q_BKGTH, k_BKTH, v_BKTH, out_BTNH, lse_BKGT = residuals
+def _blocked_bwd(softcap, precision, residuals, g_BTNH):
+    k_BTKH, segments, window, q_BKGTH, k_BKTH, v_BKTH, out_BTNH, lse_BKGT = residuals
     B, K, G, T, H = q_BKGTH.shape
     dot = functools.partial(products.batched_dot, precision=precision)
     delta_BKGT = (g_BTNH * out_BTNH).sum(-1).reshape(B, T, K, G).transpose(0, 2, 3, 1)
@@ -139,35 +154,47 @@ def _blocked_bwd(precision, residuals, g_BTNH):
         size, length = stop - start, T - start
         q, g = (x[:, :, :, start:].reshape(B, K, -1, H) for x in (q_BKGTH, g_BKGTH))
         lse, delta = (x[:, :, None, :, start:] for x in (lse_BKGT, delta_BKGT))
-        visible = jnp.arange(start, stop)[:, None] <= jnp.arange(start, T)
+        ahead = jnp.arange(start, T) - jnp.arange(start, stop)[:, None]
+        visible = ahead >= 0 if window is None else (ahead >= 0) & (ahead < window)
         same = segments[:, start:stop, None] == segments[:, None, start:]
         mask = (visible & same)[:, None, :, None]
         scores = dot(k_BKTH[:, :, start:stop], q, ((3,), (3,))).reshape(B, K, size, G, length)
+        scores = _capped(scores, softcap)
         weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
         grad = dot(v_BKTH[:, :, start:stop], g, ((3,), (3,))).reshape(scores.shape)
-        dscores = (weights * (grad - delta)).reshape(B, K, size, -1)
+        dscores = weights * (grad - delta)
+        if softcap:  # the derivative of tanh
+            dscores = dscores * (1 - jnp.square(scores / softcap))
+        dscores = dscores.reshape(B, K, size, -1)
         dks.append(dot(dscores, q, ((3,), (2,))))
         dvs.append(dot(weights.reshape(B, K, size, -1), g, ((3,), (2,))))
         dq = dot(k_BKHT[..., start:stop], dscores, ((3,), (2,))).reshape(B, K, H, G, length)
         dq_BKHGT += jnp.pad(dq, ((0, 0),) * 4 + ((start, 0),))
     dq_BTNH = dq_BKHGT.transpose(0, 4, 1, 3, 2).reshape(g_BTNH.shape)
     dk_BTKH, dv_BTKH = (jnp.concatenate(x, axis=2).transpose(0, 2, 1, 3) for x in (dks, dvs))
-    return *(x.astype(k_BTKH.dtype) for x in (dq_BTNH, dk_BTKH, dv_BTKH)), None
+    return *(x.astype(k_BTKH.dtype) for x in (dq_BTNH, dk_BTKH, dv_BTKH)), None, None
 
 
 _blocked_causal.defvjp(_blocked_fwd, _blocked_bwd)
 
 
 def _library(
-    q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, mask_BTS, bias_BNTS, precision, name
-):
+    q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, window, mask_BTS, bias_BNTS, softcap,
+    precision, name,
+):  # fmt: skip
     """jax.nn.dot_product_attention; with name "cudnn" the flash kernel of NVIDIA GPUs."""
+    if softcap:  # which it does not know
+        return _einsum(
+            q_BTNH, k_BSKH, v_BSKH, causal=causal, segment_ids_BT=segment_ids_BT, window=window,
+            mask_BTS=mask_BTS, bias_BNTS=bias_BNTS, softcap=softcap, precision=precision,
+        )  # fmt: skip
     if mask_BTS is not None:
         mask = mask_BTS[:, None]
-    elif segment_ids_BT is not None:
-        mask = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])[:, None]
     else:
-        mask = None
+        # Its own window must be known when the program is compiled.
+        own = causal and window is not None
+        mask = _scores_mask(own, segment_ids_BT, window, 0, q_BTNH.shape[1], k_BSKH.shape[1])
+        mask = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
     q, k, v = (x.astype(precision.operands) for x in (q_BTNH, k_BSKH, v_BSKH))
     # f32 operands mean f32, as in products.
     with jax.default_matmul_precision("highest" if q.dtype == jnp.float32 else "default"):
@@ -202,10 +229,12 @@ def attention(
     segment_ids_BT: Array | None = None,
     mask_BTS: Array | None = None,
     bias_BNTS: Array | None = None,
-    scaled: bool = True,
+    window: Array | None = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
     implementation: str = "einsum",
 ) -> Array:
-    """softmax(q k^T / sqrt(H) + bias) v (arXiv:1706.03762), [B, T, N, H] in `precision.output`.
+    """softmax(scale * q k^T + bias) v (arXiv:1706.03762), [B, T, N, H] in `precision.output`.
 
     Args:
       q_BTNH: Queries. N must be a multiple of K: each key/value head serves N // K query heads
@@ -218,16 +247,19 @@ def attention(
       mask_BTS: True = attend; replaces the two above (decoding with a cache, ranks, cross
         attention). A query that may see nothing gets the mean of all values.
       bias_BNTS: f32, added to the scores; B may be 1 (arXiv:1910.10683).
-      scaled: Whether scores are divided by sqrt(H).
+      window: int32[]; with `causal`, query t sees no key before t - window + 1.
+      softcap: c in c * tanh(score / c), before the bias (arXiv:2408.00118); 0: none.
+      scale: Factor of the scores; None: 1 / sqrt(H).
       implementation: A name of IMPLEMENTATIONS but "auto".
     """
     assert q_BTNH.shape[2] % k_BSKH.shape[2] == 0, (q_BTNH.shape, k_BSKH.shape)
-    if scaled:
+    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+    if scale != 1:
         # Scaling q is cheaper than scaling the scores: H numbers a query instead of S.
-        q_BTNH = q_BTNH * (q_BTNH.shape[-1] ** -0.5)
+        q_BTNH = q_BTNH * scale
     out = _IMPLEMENTATIONS[implementation](
         q_BTNH, k_BSKH, v_BSKH, causal=causal and mask_BTS is None,
-        segment_ids_BT=segment_ids_BT, mask_BTS=mask_BTS, bias_BNTS=bias_BNTS,
-        precision=precision,
+        segment_ids_BT=segment_ids_BT, window=window, mask_BTS=mask_BTS, bias_BNTS=bias_BNTS,
+        softcap=softcap, precision=precision,
     )  # fmt: skip
     return products.to_compute(out, precision)

@@ -18,7 +18,7 @@ def layer_norm(x: Array, scale: Array, bias: Array | None, eps: float) -> Array:
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """Divides by the root mean square of the last axis; statistics in f32, result in x.dtype."""
+    """Divides by the root mean square of the last axis, times scale; in f32, result in x.dtype."""
     x32 = x.astype(jnp.float32)
     y = x32 * lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + eps)
     return (y * scale).astype(x.dtype)

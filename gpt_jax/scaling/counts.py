@@ -17,14 +17,14 @@ def parameter_counts(config: Any) -> dict[str, int]:
     stacks, crosses = L + E, L if E else 0
     norm = D * (2 if c.norm == "layernorm" and c.bias else 1)
     qk = 2 * c.head_dim if c.qk_norm else 0
-    pre = c.norm_order == "pre"
-    ends = (2 if E else 1) * (pre + c.embed_norm)
+    around = 2 if c.norm_order == "sandwich" else 1
+    ends = (2 if E else 1) * ((c.norm_order != "post") + c.embed_norm)
     return {
         "token embedding": c.vocab_size * D,
         "position embedding": _position_parameters(c) + c.num_token_types * D,
         "attention": (stacks + crosses) * sum(_attention(c).values()),
         "mlp": stacks * sum(_mlp(c).values()),
-        "norms": stacks * (2 * norm + qk) + crosses * (norm + qk) + ends * norm,
+        "norms": stacks * (2 * around * norm + qk) + crosses * (around * norm + qk) + ends * norm,
         "head": _head_parameters(c, norm),
         "adapters": _adapters(c),
     }
@@ -38,10 +38,11 @@ def _attention(c: Any) -> dict[str, int]:
     """Weights and biases of the products of one attention."""
     D, N, K, H = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
     bias = 1 if c.bias else 0
+    qkv = 1 if c.bias or c.qkv_bias else 0
     return {
-        "q": D * N * H + bias * N * H,
-        "k": D * K * H + bias * K * H,
-        "v": D * K * H + bias * K * H,
+        "q": D * N * H + qkv * N * H,
+        "k": D * K * H + qkv * K * H,
+        "v": D * K * H + qkv * K * H,
         "out": N * H * D + bias * D,
     }
 
@@ -69,7 +70,7 @@ def _head_parameters(c: Any, norm: int) -> int:
         return 0
     classes = 2 if c.head == "span" else c.num_classes
     pooler = D * D + bias * D if (c.head, c.pool) == ("sequence", "pooler") else 0
-    return pooler + D * classes + bias * classes
+    return pooler + D * classes + bias * c.classifier_bias * classes
 
 
 def _adapters(c: Any) -> int:
@@ -114,7 +115,8 @@ def flops_per_token(config: Any, length: int) -> float:
     The rule: 6 for each weight of a product (2 forward, 4 backward), so attention, MLP and head
     but neither embeddings nor norms (arXiv:2001.08361, section 2.1); and 6 * L * N * H * length for
     the scores and the weighted values, of which causal attention needs the half: a token sees
-    length / 2 keys on average. An encoder needs all of it. In an encoder_decoder a token of the
+    length / 2 keys on average, or in a layer with a window at most the window. An encoder needs all
+    of it. In an encoder_decoder a token of the
     decoder stands for one of the encoder too, whose input is taken to be as long.
     """
     c = config
@@ -125,8 +127,10 @@ def flops_per_token(config: Any, length: int) -> float:
     causal = c.num_layers
     if c.family == "encoder":
         bidirectional, causal = c.num_layers, 0
-    attended = (causal + 2 * bidirectional) * c.num_heads * c.head_dim * length
-    return 6.0 * products + 6.0 * attended
+    windowed = c.num_layers - len(c.global_layers) if 0 < c.window < length else 0
+    keys = (causal - windowed + 2 * bidirectional) * length
+    keys += windowed * c.window * (2 - c.window / length)
+    return 6.0 * products + 6.0 * keys * c.num_heads * c.head_dim
 
 
 # Dense bf16 FLOP/s of one device by a part of its `device_kind`, from the vendors' data sheets.
