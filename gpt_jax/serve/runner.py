@@ -1,0 +1,253 @@
+"""The one thread that owns the engine: requests in, pieces of text out."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gpt_jax.decode.engine import QueueFull
+from gpt_jax.decode.text import TextStream
+from gpt_jax.serve.errors import ApiError, from_value_error, internal, too_many
+from gpt_jax.serve.generation import Generation, Piece, Prompted
+
+_LOG = logging.getLogger("gpt_jax.serve")
+
+
+class _Running:
+    """A job of the engine, and whose it is."""
+
+    def __init__(self, generation: Generation, prompt: int, job, tokenizer):
+        self.generation, self.prompt, self.job = generation, prompt, job
+        params = generation.prompted.requests[prompt].params
+        end_ids = generation.prompted.end_ids
+        self.streams = [TextStream(tokenizer, params.stop, end_ids) for _ in range(params.n)]
+        self.began = time.perf_counter()
+        self.last: list[float | None] = [None] * params.n
+        self.left = params.n
+
+
+class Runner:
+    """Runs an engine.
+
+    Attributes:
+      ready: Whether the first computation is done and nothing broke for good.
+      stats: What the engine told after its last step.
+    """
+
+    def __init__(self, make_engine: Callable[[], Any] | None, tokenizer, metrics):
+        """
+        Args:
+          make_engine: Builds the engine; called again where one broke. None: the model writes no
+            text, and only `call` is used.
+          tokenizer: Turns ids into text.
+          metrics: Where times and numbers go.
+        """
+        self._make_engine, self._tokenizer, self._metrics = make_engine, tokenizer, metrics
+        self._engine: Any = None
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._running: dict[int, _Running] = {}
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.ready = False
+        self.stats: dict[str, int] = {}
+
+    def start(self, warm_up: Callable[[Any], None]) -> None:
+        """Starts the thread; `warm_up` gets the engine before any request does."""
+        self._commands.put(lambda: self._warm(warm_up))
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Ends the thread after the step that runs; what is unfinished fails."""
+        self.ready = False
+        self._commands.put(None)
+        self._thread.join(timeout)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be worked on."""
+        return self.ready and self._thread.is_alive()
+
+    def is_stalled(self, timeout: float) -> bool:
+        """Whether one step has been running for longer."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > timeout
+
+    async def submit(self, prompted: Prompted) -> Generation:
+        """Begins to generate; all prompts are accepted or none.
+
+        Raises:
+          ApiError: 400 for a prompt that the engine refuses, 429 where there is no place.
+        """
+        generation = Generation(prompted, self._cancel_later)
+        self._commands.put(lambda: self._accept(generation))
+        try:
+            await generation.accepted
+        except asyncio.CancelledError:
+            generation.cancel()
+            raise
+        return generation
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """A computation between two steps."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future = loop.create_future()
+
+        def run() -> None:
+            if result.cancelled():
+                return
+            try:
+                value = function()
+            except Exception as error:
+                self._tell(loop, lambda error=error: result.done() or result.set_exception(error))
+            else:
+                self._tell(loop, lambda: result.done() or result.set_result(value))
+
+        self._commands.put(run)
+        return await result
+
+    def _warm(self, warm_up: Callable[[Any], None]) -> None:
+        try:
+            if self._make_engine is not None:
+                self._engine = self._make_engine()
+                warm_up(self._engine)
+            self.ready = True
+        except Exception:
+            _LOG.exception("the model cannot be run")
+
+    def _run(self) -> None:
+        while True:
+            wait = self._engine is None or self._engine.idle
+            try:
+                command = self._commands.get(block=wait)
+            except queue.Empty:
+                self._busy_since = time.monotonic()
+                self._step()
+                self._busy_since = None
+                continue
+            if command is None:
+                break
+            self._busy_since = time.monotonic()
+            command()
+            self._busy_since = None
+        self._fail_all(ApiError(503, "The server is shutting down.", code="shutting_down"))
+
+    def _accept(self, generation: Generation) -> None:
+        accepted = generation.accepted
+        if accepted.cancelled():
+            return
+        jobs: list = []
+        error: Exception | None = None
+        try:
+            if self._engine is None:
+                raise ApiError(503, "The model is not ready.", code="not_ready")
+            for request in generation.prompted.requests:
+                jobs.append(self._engine.submit(request))
+        except ValueError as refused:
+            error = from_value_error(refused)
+        except QueueFull:
+            error = too_many("The server has no place for this request now; try again later.")
+        except ApiError as refused:
+            error = refused
+        except Exception:
+            _LOG.exception("a request could not be begun")
+            error = internal()
+        if error is not None:
+            for job in jobs:
+                self._engine.cancel(job)
+            self._tell(generation.loop, lambda: accepted.done() or accepted.set_exception(error))
+            return
+        generation.jobs = jobs
+        for prompt, job in enumerate(jobs):
+            self._running[job.id] = _Running(generation, prompt, job, self._tokenizer)
+        self._tell(generation.loop, lambda: accepted.done() or accepted.set_result(None))
+
+    def _step(self) -> None:
+        streams = any(r.generation.prompted.streams for r in self._running.values())
+        try:
+            outputs = self._engine.step(1 if streams else None)
+            pieces = [
+                (running.generation, piece)
+                for job, output in outputs
+                if (running := self._running.get(job.id)) is not None
+                for piece in self._pieces(running, output)
+            ]
+            self.stats = self._engine.stats()
+        except Exception:
+            _LOG.exception("a step failed")
+            self._recover()
+            return
+        by_loop: dict[asyncio.AbstractEventLoop, list] = {}
+        for generation, piece in pieces:
+            by_loop.setdefault(generation.loop, []).append((generation, piece))
+        for loop, found in by_loop.items():
+            self._tell(loop, lambda found=found: [g.put(piece) for g, piece in found])
+
+    def _pieces(self, running: _Running, output) -> list[Piece]:
+        stream = running.streams[output.sample]
+        if stream.finish_reason is not None:
+            return []
+        known = len(stream.tokens)
+        text = stream.put(output.tokens, output.finish_reason)
+        tokens = tuple(stream.tokens[known:])
+        ended_early = stream.finish_reason is not None and output.finish_reason is None
+        if ended_early:
+            self._engine.end(running.job, output.sample)
+        end_ids = running.generation.prompted.end_ids
+        ended_by_id = bool(tokens) and tokens[-1].id in end_ids
+        by_string = stream.finish_reason == "stop" and not ended_by_id
+        self._observe(running, output.sample, len(tokens), stream.finish_reason)
+        if stream.finish_reason is not None:
+            running.left -= 1
+            if not running.left:
+                self._running.pop(running.job.id)
+        if not (text or tokens or stream.finish_reason):
+            return []
+        return [Piece(
+            running.prompt, output.sample, text, tokens, stream.finish_reason, by_string
+        )]  # fmt: skip
+
+    def _observe(self, running: _Running, sample: int, count: int, reason: str | None) -> None:
+        now = time.perf_counter()
+        if count:
+            last = running.last[sample]
+            if last is None:
+                self._metrics.first_token(now - running.began)
+            else:
+                self._metrics.next_tokens((now - last) / count, count)
+            running.last[sample] = now
+            self._metrics.generated(count)
+        if reason is not None:
+            self._metrics.finished(reason, now - running.began)
+
+    def _cancel_later(self, generation: Generation) -> None:
+        self._commands.put(lambda: self._cancel(generation))
+
+    def _cancel(self, generation: Generation) -> None:
+        for job in generation.jobs:
+            if self._running.pop(job.id, None) is not None:
+                self._engine.cancel(job)
+                self._metrics.cancelled()
+
+    def _recover(self) -> None:
+        """Fails what was running; an engine that broke in a step may have lost its arrays."""
+        self._fail_all(internal())
+        try:
+            self._engine = self._make_engine()
+        except Exception:
+            self.ready, self._engine = False, None
+            _LOG.exception("the engine could not be made again")
+
+    def _fail_all(self, error: ApiError) -> None:
+        generations = {id(r.generation): r.generation for r in self._running.values()}
+        self._running.clear()
+        for generation in generations.values():
+            self._tell(generation.loop, lambda g=generation: g.put(error))
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], Any]) -> None:
+        try:
+            loop.call_soon_threadsafe(callback)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            _LOG.debug("a reply came after the end")
