@@ -20,7 +20,8 @@ from gpt_jax.models.config import TransformerConfig
 
 
 def read(spec):
-    return load_params(spec, TransformerConfig(**model_values(spec)))
+    params = load_params(spec, TransformerConfig(**model_values(spec)))
+    return {name: np.asarray(parameter) for name, parameter in params.items()}
 
 
 def assert_same(ours, expected):

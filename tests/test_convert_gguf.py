@@ -16,7 +16,8 @@ from gpt_jax.runs.run import open_run
 
 
 def read(spec):
-    return load_params(spec, TransformerConfig(**model_values(spec)))
+    params = load_params(spec, TransformerConfig(**model_values(spec)))
+    return {name: np.asarray(parameter) for name, parameter in params.items()}
 
 
 @pytest.fixture

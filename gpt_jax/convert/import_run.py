@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
 
 from gpt_jax import trees
 from gpt_jax.convert.merge import merge_strict
+from gpt_jax.convert.placing import place
 from gpt_jax.convert.source import Source, inherit_model, load_params, model_values, tokenizer_path
 from gpt_jax.data.chat_template import CHATML, ChatTemplate
 from gpt_jax.data.tokenizers import load_tokenizer
@@ -96,5 +95,4 @@ def _params(spec: str, config: TransformerConfig, like: Tree, skip: Iterable[str
     used, new = merge_strict(load_params(spec, config), canonical.stacked_target(like), skip, spec)
     if new:
         raise ValueError(f"--skip: {', '.join(new)} would be missing from the run")
-    arrays = canonical.unstack(used, like)
-    return jax.tree.map(lambda x, leaf: jax.device_put(np.asarray(x), leaf.sharding), arrays, like)
+    return place(used, like)

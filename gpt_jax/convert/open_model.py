@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from gpt_jax.convert.merge import merge_strict
+from gpt_jax.convert.placing import place
 from gpt_jax.convert.source import Source, load_params, model_values, tokenizer_path
 from gpt_jax.data.chat_template import CHATML, ChatTemplate
 from gpt_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -84,10 +84,7 @@ def open_model(
     target = canonical.stacked_target(like)
     used, new = merge_strict(load_params(spec, config), target, unread, spec)
     assert not new, new
-    arrays = canonical.unstack(used, like)
-    params = jax.tree.map(
-        lambda x, leaf: jax.device_put(np.asarray(x), leaf.sharding), arrays, like
-    )
+    params = place(used, like)
     path = tokenizer_path(spec, cache_dir())
     tokenizer = load_tokenizer(path)
     folder = source.path if source.kind == "hf" else Path(path).parent

@@ -1,20 +1,21 @@
-"""What an import table is made of, and the one reader of all tables.  Starts no JAX.
+"""What a table of a family is made of, and the one reader of all tables.  Starts no JAX.
 
-A table says of each tensor of a file which of our parameters it is and how it lies there. Reading
-it from left to right imports; nothing in it prevents reading it from right to left.
+A table says of each tensor of a file which of our parameters it is and how it lies there. Read from
+left to right it imports (`read_params`), from right to left it exports (convert.export_run).
 """
 
 import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpt_jax.convert.hf_config import HFConfig
 from gpt_jax.convert.tensors import Renamed, Tensors
+from gpt_jax.models.config import TransformerConfig
 
 # A dim: a field of TransformerConfig, or a number.
 Dims = tuple[str | int, ...]
@@ -62,6 +63,24 @@ class Rule:
         theirs = np.split(theirs, parts, axis=-1)[number]
         return theirs.reshape(*self._shape(self.inputs, sizes), *outputs)
 
+    def to_theirs(self, parts: Sequence[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
+        """The tensor of the shape `their_shape` whose part k is parts[k]: undoes `to_ours`."""
+        assert len(parts) == self.part[1], (len(parts), self.part)
+        inputs, outputs = self._shape(self.inputs, sizes), self._shape(self.outputs, sizes)
+        sides = [math.prod(side) for side in (inputs, outputs) if side]
+        theirs = np.concatenate([part.reshape(sides) for part in parts], axis=-1)
+        if self.transposed:
+            theirs = theirs.T
+        if self.interleaved:
+            heads, head_dim = outputs
+            halves = theirs.reshape(heads, 2, head_dim // 2, -1)
+            theirs = halves.swapaxes(1, 2).reshape(theirs.shape)
+        return theirs
+
+    def our_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of ours, of one layer."""
+        return self._shape((*self.inputs, *self.outputs), sizes)
+
     @staticmethod
     def _shape(dims: Dims, sizes: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in dims)
@@ -105,12 +124,17 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How one family of models is imported.
+    """How one family of models is imported and exported.
 
     Attributes:
       values: config.json -> fields of TransformerConfig, all but `tied`.
+      to_config: The way back: TransformerConfig -> config.json, `architectures` and `model_type`
+        with it, but without `tie_word_embeddings`. What the family does not have, such as an
+        activation, may become anything that it has: convert.export_config compares what `values`
+        makes of it. None: the family is not exported.
       table: Their tensors and ours.
-      prefix: What some files put before most names.
+      prefix: What some files put before most names; what is exported has it before all names but
+        those of heads.
       renamed: (pattern, replacement) for spellings of older files.
       ignored: Patterns (re.fullmatch) of buffers and of what no model of ours has.
       copies: Name -> name of the tensor that it may repeat; an exact copy is left out.
@@ -126,6 +150,7 @@ class Family:
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     head: str = ""
     tied: bool | None = True
+    to_config: Callable[[TransformerConfig], dict[str, Any]] | None = None
 
 
 def named_as_in_table(family: Family, config: HFConfig, tensors: Tensors) -> Renamed:
@@ -166,10 +191,51 @@ def _says_tied(family: Family, config: HFConfig) -> bool | None:
     return family.tied if family.tied is None else config.get("tie_word_embeddings", family.tied)
 
 
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One of our parameters, float32, which is read only when it is asked for.
+
+    Attributes:
+      names: Their tensors that it is made of: one a layer if it is stacked, else one.
+      rule: How it lies in each.
+      sizes: Of the model.
+      tensors: Where they are read.
+      stacked: Whether the layers are a first axis.
+    """
+
+    names: tuple[str, ...]
+    rule: Rule
+    sizes: Mapping[str, Any]
+    tensors: Renamed
+    stacked: bool
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.rule.our_shape(self.sizes)
+        return (len(self.names), *shape) if self.stacked else shape
+
+    def __getitem__(self, i: int) -> "Parameter":
+        """That of one layer."""
+        assert self.stacked
+        return dataclasses.replace(self, names=(self.names[i],), stacked=False)
+
+    def layers(self) -> Iterator[np.ndarray]:
+        """The arrays of the layers one by one; a single one if it is not stacked."""
+        for name in self.names:
+            yield self.rule.to_ours(self.tensors.read(name), self.sizes)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = np.empty(self.shape, np.float32)
+        for i, layer in enumerate(self.layers()):
+            array[i if self.stacked else ...] = layer
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
 def read_params(
     family: Family, values: Mapping[str, Any], tensors: Renamed
-) -> dict[str, np.ndarray]:
-    """Our parameters, float32, by canonical path.
+) -> dict[str, Parameter]:
+    """Our parameters by canonical path: all checked, none read yet.
 
     Args:
       family: Whose table is read.
@@ -177,8 +243,8 @@ def read_params(
       tensors: From `named_as_in_table`.
 
     Raises:
-      ValueError: A tensor is missing, unused, or of another shape than config.json says; the
-        message names the tensors.
+      ValueError: A tensor is missing, unused, of numbers that we cannot read, or of another shape
+        than config.json says; the message names the tensors.
     """
     names = set(tensors.names())
     entries = [entry for entry in family.table if _is_there(entry, family.table, names, values)]
@@ -196,7 +262,12 @@ def read_params(
                     f"init.source: {tensors.where}: {name} is {list(tensors.shape(name))}, but "
                     f"its config makes it {list(expected)}"
                 )
-    return {entry.ours: _read_entry(entry, values, tensors) for entry in entries}
+    return {
+        entry.ours: Parameter(
+            tuple(entry.their_names(values)), entry.rule, values, tensors, bool(entry.layers)
+        )
+        for entry in entries
+    }
 
 
 def _is_there(
@@ -206,18 +277,6 @@ def _is_there(
         return True
     group = (other for other in table if other.group == entry.group)
     return any(name in names for other in group for name in other.their_names(values))
-
-
-def _read_entry(entry: Entry, values: Mapping[str, Any], tensors: Renamed) -> np.ndarray:
-    if not entry.layers:
-        return np.ascontiguousarray(entry.rule.to_ours(tensors.read(entry.theirs), values))
-    names = entry.their_names(values)
-    first = entry.rule.to_ours(tensors.read(names[0]), values)
-    stacked = np.empty((len(names), *first.shape), np.float32)
-    stacked[0] = first
-    for i, name in enumerate(names[1:], 1):
-        stacked[i] = entry.rule.to_ours(tensors.read(name), values)
-    return stacked
 
 
 def listed(names: Any, most: int = 12) -> str:

@@ -1,8 +1,9 @@
 """Tensors of files by name, one at a time, as float32.  No torch, no pickle, no JAX."""
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
 import numpy as np
@@ -23,11 +24,20 @@ class Tensors(Protocol):
 
     def names(self) -> list[str]: ...
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape; ValueError if its numbers are of a kind that `read` cannot read."""
+        ...
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as float32."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class SafeTensors:
@@ -35,42 +45,77 @@ class SafeTensors:
 
     def __init__(self, folder: Path):
         self.where = str(folder)
-        self._files: dict[str, Any] = {}
-        for file in _files(folder):
-            try:
-                opened = safetensors.safe_open(file, framework="numpy")
-            except safetensors.SafetensorError as error:
-                raise ValueError(f"init.source: {file} is no safetensors file: {error}") from None
-            self._files |= dict.fromkeys(opened.keys(), opened)
-
-    def names(self) -> list[str]:
-        return sorted(self._files)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-    def read(self, name: str) -> np.ndarray:
-        dtype = self._files[name].get_slice(name).get_dtype()
-        if dtype not in _FLOATS:
-            raise ValueError(
-                f"init.source: {self.where}: {name} is {dtype}, not one of {', '.join(_FLOATS)}"
-            )
-        return self._files[name].get_tensor(name).astype(np.float32)
-
-
-def _files(folder: Path) -> list[Path]:
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.is_file():
-        shards = _json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise ValueError(f"init.source: {index} holds no weight_map")
-        files = [folder / shard for shard in sorted(set(shards.values()))]
+        index = folder / "model.safetensors.index.json"
+        listed = _weight_map(index) if index.is_file() else {}
+        files = sorted(set(listed.values())) if listed else [_single_file(folder)]
+        self._stored: dict[str, _Stored] = {}
         for file in files:
             if not file.is_file():
                 raise ValueError(f"init.source: {file} is missing, though {index.name} lists it")
-        return files
+            for name, stored in _header(file).items():
+                if listed.get(name, file) == file:
+                    self._stored[name] = stored
+        for name in listed.keys() - self._stored.keys():
+            raise ValueError(
+                f"init.source: {listed[name]} lacks {name}, though {index.name} lists it there"
+            )
+
+    def names(self) -> list[str]:
+        return sorted(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        stored = self._stored[name]
+        if stored.dtype not in _FLOATS:
+            raise ValueError(
+                f"init.source: {stored.file}: {name} is {stored.dtype}, not one of "
+                f"{', '.join(_FLOATS)}"
+            )
+        return stored.shape
+
+    def read(self, name: str) -> np.ndarray:
+        # Opened anew: the pages that a mapping has read stay in memory as long as it is open.
+        with safetensors.safe_open(self._stored[name].file, framework="numpy") as file:
+            return file.get_tensor(name).astype(np.float32, copy=False)
+
+
+def _header(file: Path) -> dict[str, _Stored]:
+    """What a file holds; the library checks that its tensors lie in it side by side."""
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return {
+                name: _Stored(file, tuple(part.get_shape()), part.get_dtype())
+                for name, part in parts.items()
+            }
+    except safetensors.SafetensorError as error:
+        cut = _cut_off(file) or f"is no safetensors file: {error}"
+        raise ValueError(f"init.source: {file} {cut}") from None
+
+
+def _cut_off(file: Path) -> str:
+    """What a file lacks that ends too early; "" for another defect."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = 8 + int.from_bytes(opened.read(8), "little")
+        if start > size:
+            return ""
+        try:
+            header = json.loads(opened.read(start - 8))
+            ends = {name: start + tensor["data_offsets"][1] for name, tensor in header.items()
+                    if name != "__metadata__"}  # fmt: skip
+            short = [name for name in ends if ends[name] > size]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return ""
+    if not short:
+        return ""
+    first = min(short, key=ends.get)
+    return f"is cut off: {first} would end at byte {ends[first]}, but the file does at {size}"
+
+
+def _single_file(folder: Path) -> Path:
+    single = folder / "model.safetensors"
     if single.is_file():
-        return [single]
+        return single
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise ValueError(
@@ -78,6 +123,19 @@ def _files(folder: Path) -> list[Path]:
             "it is read; save the model as model.safetensors"
         )
     raise ValueError(f"init.source: {folder} holds no model.safetensors")
+
+
+def _weight_map(index: Path) -> dict[str, Path]:
+    """Tensor -> shard, which lies beside the index."""
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"init.source: {index} holds no weight_map")
+    for name, shard in shards.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in (".", ".."):
+            raise ValueError(
+                f"init.source: {index}: {name} is said to be in {shard!r}, which is no file name"
+            )
+    return {name: index.parent / shard for name, shard in shards.items()}
 
 
 def _json(path: Path) -> dict:
