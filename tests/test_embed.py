@@ -10,7 +10,8 @@ import pytest
 
 from gpt_jax.convert.open_model import OpenModel
 from gpt_jax.data.tokenizers import byte_tokenizer
-from gpt_jax.evals.embed import class_scores, embed
+from gpt_jax.evals.classify import class_scores
+from gpt_jax.evals.embed import embed
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer, init_params
 

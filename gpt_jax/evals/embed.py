@@ -1,6 +1,6 @@
-"""Vectors of texts, and classes of texts.
+"""Vectors of texts.
 
-B batch, T length, D width, C classes; n texts.
+B batch, T length, D width; n texts.
 """
 
 import functools
@@ -14,8 +14,6 @@ from gpt_jax.convert.open_model import OpenModel
 from gpt_jax.data.examples import Record
 from gpt_jax.evals.record_batches import record_batches
 from gpt_jax.models.transformer import Transformer, forward
-from gpt_jax.tasks.contract import Formatted
-from gpt_jax.tasks.encode import encode_inputs
 from gpt_jax.types import Array, Tree
 
 
@@ -95,51 +93,6 @@ def _means(params: Tree, batch: dict, *, model: Transformer) -> Array:
     # The length takes the number of tokens out again; a row of padding stays zero.
     total_BD = jnp.where(real_BT[..., None], x_BTD, 0).sum(1)
     return total_BD / jnp.maximum(jnp.linalg.norm(total_BD, axis=1, keepdims=True), 1e-12)
-
-
-def class_scores(
-    opened: OpenModel, texts: Sequence[tuple[str, str]], batch_size: int = 32
-) -> np.ndarray:
-    """What a classifier holds of texts: its logits.
-
-    Args:
-      opened: A model with the head "sequence".
-      texts: Pairs of a text and the one that is read behind it, "" where there is none.
-      batch_size: Texts at a time.
-
-    Returns:
-      f32[n, C].
-
-    Raises:
-      ValueError: No texts, one that is too long (its number is told), or another head.
-    """
-    config = opened.model.config
-    if config.head != "sequence":
-        raise ValueError(f"model.head: {config.head!r} gives no classes; that needs 'sequence'")
-    if not texts:
-        raise ValueError("texts: 0 are not at least 1")
-    records = []
-    for number, (text, pair) in enumerate(texts):
-        asked = Formatted(prompt=text, target="", text=text, pair=pair)
-        # Told, and not cut: a label for half of a text would look like one for all of it.
-        record = encode_inputs(asked, opened.tokenizer, config, config.seq_len + 1)
-        size = len(record["tokens"])
-        if size > config.seq_len:
-            right = f"at most the model's context of {config.seq_len}"
-            raise ValueError(f"texts[{number}]: {size} tokens or more are not {right}")
-        records.append(record)
-    scores = np.zeros((len(records), config.num_classes), np.float32)
-    for numbers, batch in record_batches(
-        records, batch_size, row_targets=True, most=config.seq_len
-    ):
-        logits_BC = jax.device_get(_logits(opened.params, batch, model=opened.model))
-        scores[numbers] = logits_BC[: len(numbers)]
-    return scores
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _logits(params: Tree, batch: dict, *, model: Transformer) -> Array:
-    return forward(model, params, batch)
 
 
 def _record(ids: Sequence[int]) -> Record:
