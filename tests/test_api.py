@@ -5,8 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+from test_embed import opened
 
 from gpt_jax.decode.hf_options import generate_options
+from gpt_jax.evals.text_scores import score_texts
 
 
 def test_importing_the_package_starts_no_jax():
@@ -67,3 +69,36 @@ def test_what_is_ignored_is_told():
     with pytest.warns(UserWarning, match=r"generation_config.json: typical_p: 0.5 is not"):
         generate_options({}, {"typical_p": 0.5})
     generate_options({"typical_p": 1.0, "output_scores": False}, {"num_beam_groups": 1})
+
+
+def test_a_text_s_tokens_are_scored_one_by_one():
+    model = opened("decoder")
+    text, other = "one cat", "two"
+    score, second = score_texts(model, [text, other])
+    ids = [256, *text.encode()]
+    logits = model.model.apply({"params": model.params}, np.array([ids]))[0]
+    logprobs = np.asarray(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+    expected = logprobs[np.arange(len(ids) - 1), ids[1:]]
+    assert score.ids == tuple(ids) and second.ids == (256, *other.encode())
+    # Nothing stands before the first.
+    assert score.logprobs[0] is None and score.num_scored == len(text)
+    np.testing.assert_allclose(score.logprobs[1:], expected, atol=3e-6)
+    np.testing.assert_allclose(score.logprob, expected.sum(), atol=1e-5)
+    np.testing.assert_allclose(score.perplexity, np.exp(-expected.mean()), rtol=1e-5)
+    # Behind a context the same tokens, without those of the context.
+    (behind,) = score_texts(model, [" cat"], ["one"])
+    assert behind.ids == tuple(b" cat")
+    np.testing.assert_allclose(behind.logprobs, expected[3:], atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("texts", "contexts", "told"),
+    [
+        (["a", "b" * 60], None, r"texts\[1\]: 60 tokens are not at most the model's context of 48"),
+        (["a", ""], ["x", "y"], r"texts\[1\]: 0 tokens are not at least 1"),
+        (["a", "b"], ["x"], "contexts: 1 are not as many as texts, 2"),
+    ],
+)
+def test_what_has_no_score_is_told(texts, contexts, told):
+    with pytest.raises(ValueError, match=told):
+        score_texts(opened("decoder"), texts, contexts)
