@@ -173,12 +173,13 @@ def _request(service: Service, body: ChatRequest) -> Request:
 
 def _constraint(service: Service, body: ChatRequest) -> Callable[[], Constraint] | None:
     """What the answer must be like: a form, or a call of a tool."""
-    make = sampling.constraint(service, body)
+    ends = chat_prompt.turn_ends(service, chat_prompt.template_of(service))
+    make = sampling.constraint(service, body, ends)
     if body.tool_choice in (None, "none", "auto"):
         return make
     if make is not None:
         raise bad_request("tool_choice", "a call and a form of the answer cannot both be forced")
-    return sampling.compiled(service, "tool_choice", forced_grammar(_callable(body)))
+    return sampling.compiled(service, "tool_choice", forced_grammar(_callable(body)), ends)
 
 
 def _callable(body: ChatRequest) -> list[Function]:

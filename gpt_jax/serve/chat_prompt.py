@@ -51,7 +51,7 @@ def prompt_ids(
       ApiError: 400: the template refuses the messages or takes too long, or something spells a
         special token and would forge a turn.
     """
-    tokenizer, template = service.opened.tokenizer, template_of(service)
+    tokenizer, template = service.chat_tokenizer, template_of(service)
     told = [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
     text = json.dumps(told, ensure_ascii=False)
     if forged := next((token for token in tokenizer.special_tokens if token in text), None):

@@ -7,12 +7,12 @@ from typing import NamedTuple
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from gpt_jax.decode.request import Request
+from gpt_jax.decode.request import Request, Token
 from gpt_jax.serve import sampling
 from gpt_jax.serve.choices import Choice, usage
 from gpt_jax.serve.errors import bad_request
 from gpt_jax.serve.generation import Generation, Prompted
-from gpt_jax.serve.logprobs import Aligner, Placed, completion_logprobs, place_prompt
+from gpt_jax.serve.logprobs import Aligner, Placed, completion_logprobs, prompt_offsets
 from gpt_jax.serve.schemas import CompletionRequest
 from gpt_jax.serve.service import Service, new_id
 from gpt_jax.serve.streaming import EventStream, answer
@@ -21,11 +21,18 @@ _DEFAULT_TOKENS = 16
 
 
 class _Prompt(NamedTuple):
-    """A prompt: what was asked for, what the model reads, and how much of that is before it."""
+    """A prompt.
 
-    asked: str | list[int]
+    Attributes:
+      ids: What the model reads.
+      num_before: How many of them stand before what was asked for.
+      text, offsets: What is echoed, and where its tokens begin; empty without echo.
+    """
+
     ids: tuple[int, ...]
     num_before: int
+    text: str = ""
+    offsets: Sequence[int] = ()
 
 
 class _Work:
@@ -47,12 +54,13 @@ class _Work:
 
     def echo(self, prompt: int) -> tuple[str, list[Placed]]:
         """The text before a prompt's continuations, and its tokens; both empty without echo."""
-        text, placed = "", []
-        if self.body.echo:
-            asked, ids, num_before = self.prompts[prompt]
-            scored = self.generation.jobs[prompt].prompt_tokens
-            tokenizer = self.service.opened.tokenizer
-            text, placed = place_prompt(tokenizer, asked, ids, num_before, scored)
+        ids, num_before, text, offsets = self.prompts[prompt]
+        placed = []
+        scored = self.generation.jobs[prompt].prompt_tokens
+        for i, offset in enumerate(offsets, num_before):
+            token = scored[i] if scored is not None else None
+            # Nothing stands before the first one of ids.
+            placed.append(Placed(token or Token(ids[i], None), offset))
         if self.body.logprobs is not None:
             for choice in self.choices[prompt]:
                 choice.aligner = Aligner(self.service.opened.tokenizer, len(text))
@@ -110,7 +118,12 @@ class _Work:
         if tells_usage:
             yield {**self.head, "choices": [], "usage": self.usage()}
 
-    async def completions(request: HttpRequest, service: Service) -> Response:
+    def usage(self) -> dict:
+        """What clients call usage."""
+        return usage(self.generation, [c for samples in self.choices for c in samples])
+
+
+async def completions(request: HttpRequest, service: Service) -> Response:
     """The route."""
     service.check_writes()
     body = await service.read(request, CompletionRequest)
@@ -146,7 +159,9 @@ def _requests(service: Service, body: CompletionRequest) -> tuple[list[_Prompt],
     """Prompts, and what the engine gets."""
     asked = body.prompt if body.prompt is not None else ""
     several = isinstance(asked, list) and not isinstance(asked[0], int)
-    prompts = [_encode(service, prompt) for prompt in (asked if several else [asked])]
+    prompts = [
+        _encode(service, prompt, bool(body.echo)) for prompt in (asked if several else [asked])
+    ]
     make = sampling.constraint(service, body)
     requests = []
     for prompt in prompts:
@@ -161,15 +176,21 @@ def _requests(service: Service, body: CompletionRequest) -> tuple[list[_Prompt],
     return prompts, requests
 
 
-def _encode(service: Service, asked: str | list[int]) -> _Prompt:
+def _encode(service: Service, asked: str | list[int], echo: bool) -> _Prompt:
     """A text is read behind the model's prefix; ids are read as they are."""
     opened = service.opened
+    tokenizer = opened.tokenizer
     if isinstance(asked, str):
         suffix = opened.suffix_ids if service.has_encoder else ()
-        ids = (*opened.prefix_ids, *opened.tokenizer.encode(asked), *suffix)
         # OpenAI's default prompt is the end-of-text token.
-        return _Prompt(asked, ids or (opened.tokenizer.eos_id,), len(opened.prefix_ids))
-    size = opened.tokenizer.vocab_size
-    if unknown := [i for i in asked if i >= size]:
-        raise bad_request("prompt", f"{unknown[0]} is not an id from 0 to {size - 1}")
-    return _Prompt(asked, tuple(asked), 0)
+        ids = (*opened.prefix_ids, *tokenizer.encode(asked), *suffix) or (tokenizer.eos_id,)
+        prompt = _Prompt(ids, len(opened.prefix_ids))
+    else:
+        size = tokenizer.vocab_size
+        if unknown := [i for i in asked if i >= size]:
+            raise bad_request("prompt", f"{unknown[0]} is not an id from 0 to {size - 1}")
+        prompt = _Prompt(tuple(asked), 0)
+    if not echo:
+        return prompt
+    text, offsets = prompt_offsets(tokenizer, asked)
+    return prompt._replace(text=text, offsets=offsets)

@@ -49,39 +49,16 @@ class Aligner:
         return released
 
 
-def place_prompt(
-    tokenizer: Tokenizer,
-    prompt: str | Sequence[int],
-    ids: Sequence[int],
-    num_before: int,
-    scored: Sequence | None,
-) -> tuple[str, list[Placed]]:
-    """An echoed prompt.
-
-    Args:
-      tokenizer: The model's.
-      prompt: What was asked for.
-      ids: What the model read.
-      num_before: How many of them stand before the prompt.
-      scored: Token or None of each id.
-
-    Returns:
-      Its text, and its own tokens in it.
-    """
+def prompt_offsets(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[str, list[int]]:
+    """The text of an echoed prompt, and where each of its tokens begins in it."""
     if isinstance(prompt, str):
         _, spans = tokenizer.encode_with_offsets(prompt)
-        offsets, text = [start for start, _ in spans], prompt
-    else:
-        streamer, offsets, text = tokenizer.streamer(), [], ""
-        for token_id in ids:
-            offsets.append(len(text))
-            text += streamer.put(token_id)
-        text += streamer.flush()
-    placed = []
-    for i, offset in enumerate(offsets):
-        token = scored[num_before + i] if scored is not None else None
-        placed.append(Placed(token or Token(ids[num_before + i], None), offset))
-    return text, placed
+        return prompt, [start for start, _ in spans]
+    streamer, offsets, text = tokenizer.streamer(), [], ""
+    for token_id in prompt:
+        offsets.append(len(text))
+        text += streamer.put(token_id)
+    return text + streamer.flush(), offsets
 
 
 def completion_logprobs(placed: Sequence[Placed], top: int, texts: TokenTexts) -> dict:

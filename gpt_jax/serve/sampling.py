@@ -123,8 +123,15 @@ def check_amounts(service: Service, *, prompts: int, n: int, best_of: int | None
         )
 
 
-def constraint(service: Service, body: Sampling) -> Callable[[], Constraint] | None:
+def constraint(
+    service: Service, body: Sampling, more_stop_ids: tuple[int, ...] = ()
+) -> Callable[[], Constraint] | None:
     """What the text must be like; takes time.
+
+    Args:
+      service: The model.
+      body: The request.
+      more_stop_ids: Ids that end a text beside the model's own.
 
     Raises:
       ApiError: 400: two at once, or one that cannot be compiled.
@@ -140,16 +147,16 @@ def constraint(service: Service, body: Sampling) -> Callable[[], Constraint] | N
         raise bad_request(given[1], f"cannot be given together with {given[0]}")
     if not given:
         return None
-    field = given[0]
+    field, value = given[0], asked[given[0]]
     if field == "response_format":
         schema = form.json_schema.schema_ if form.json_schema is not None else None
         value = {"type": "object"} if schema is None else schema
-    else:
-        value = asked[field]
-    return compiled(service, field, value)
+    return compiled(service, field, value, more_stop_ids)
 
 
-def compiled(service: Service, field: str, value) -> Callable[[], Constraint]:
+def compiled(
+    service: Service, field: str, value, more_stop_ids: tuple[int, ...] = ()
+) -> Callable[[], Constraint]:
     """A constraint by the field that asks for it.
 
     Raises:
@@ -163,7 +170,9 @@ def compiled(service: Service, field: str, value) -> Callable[[], Constraint]:
         "guided_grammar": constraints.grammar_constraint,
         "tool_choice": constraints.grammar_constraint,
     }
+    opened = service.opened
     try:
-        return makers[field](service.opened.tokenizer, value)
+        return makers[field](opened.tokenizer, value, eos_ids=(*opened.eos_ids, *more_stop_ids))
     except ValueError as error:
-        raise bad_request(field, " ".join(str(error).split())[:500]) from None
+        # The name of the field there is another or has more parts.
+        raise bad_request(field, " ".join(str(error).split()).partition(": ")[2]) from None

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import copy
 import hashlib
 import time
 import uuid
@@ -33,6 +34,8 @@ class Service:
       runner: The engine's thread.
       metrics: Numbers.
       texts: How tokens are written.
+      chat_tokenizer: Encodes what a template wrote; a copy, since it must see special tokens in a
+        text while other threads must not.
       names: Names under which clients may ask for the model, its own first.
       created: When it was opened, in seconds of Unix.
       fingerprint: Changes with the model's shape and tokenizer.
@@ -43,13 +46,14 @@ class Service:
     def __init__(self, opened: OpenModel, settings: Settings, runner: Runner, metrics: Metrics):
         self.opened, self.settings, self.runner, self.metrics = opened, settings, runner, metrics
         self.texts = TokenTexts(opened.tokenizer)
+        self.chat_tokenizer = copy.deepcopy(opened.tokenizer)
         self.names = (opened.name, *settings.aliases)
         self.created = int(time.time())
         shape = f"{opened.tokenizer.fingerprint}{opened.model.config!r}"
         self.fingerprint = f"fp_{hashlib.sha256(shape.encode()).hexdigest()[:12]}"
         self.draining = False
         self.in_flight = 0
-        # One thread: encoding with and without special tokens takes turns on one tokenizer.
+        # One thread: work of many requests takes turns, as it would on the interpreter's lock.
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "prepare")
 
     @property

@@ -1,0 +1,88 @@
+"""Serves a model over HTTP, as OpenAI's interface has it, with a page at /.
+
+gpt-jax serve --run=runs/quickstart --port=8000
+curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
+  -d '{"model": "quickstart", "prompt": "def ", "max_tokens": 32}'
+"""
+
+import argparse
+
+# Field of serve.settings.Settings -> help.
+_SETTINGS = {
+    "host": "address to listen at; 0.0.0.0 lets other machines in, so give --api_keys too",
+    "port": "0: a free one",
+    "api_keys": "file of bearer keys, one a line; without it everybody is let in",
+    "slots": "texts that are generated at the same time",
+    "max_waiting": "prompts that may wait for a slot; more get 429",
+    "max_requests": "HTTP requests in work at the same time; more get 429",
+    "prefill_chunk": "prompt tokens read between two steps of the running texts",
+    "prefix_cache_tokens": "tokens of earlier prompts that are kept; 0: none",
+    "max_body_bytes": "longest body of a request",
+    "max_tokens": "most tokens of a text; 0: the context",
+    "max_n": "largest n and best_of",
+    "max_prompts": "most prompts of a request",
+    "max_choices": "most texts of a request: prompts times n or best_of",
+    "body_timeout_s": "seconds in which a body must arrive",
+    "request_timeout_s": "seconds that an answer may take",
+    "template_timeout_s": "seconds that a chat template may run",
+    "drain_timeout_s": "seconds for running requests after SIGTERM",
+    "stall_timeout_s": "/health fails where one step takes longer",
+}
+_LISTS = {
+    "aliases": ("alias", "another name of the model; repeatable"),
+    "cors_origins": ("cors_origin", "web origin whose pages may call the server; repeatable"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    import dataclasses
+
+    from gpt_jax.serve.settings import Settings
+
+    parser.add_argument(
+        "--run", required=True, metavar="SPEC",
+        help="a run directory, hf:DIR, gguf:FILE or a folder of Hugging Face's",
+    )  # fmt: skip
+    parser.add_argument("--step", type=int, help="checkpoint (default: the best kept, or newest)")
+    parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    for name, text in _SETTINGS.items():
+        default = defaults[name]
+        parser.add_argument(
+            f"--{name}", type=type(default), default=default, help=f"{text} (default: {default!r})"
+        )
+    for name, (flag, text) in _LISTS.items():
+        parser.add_argument(
+            f"--{flag}", dest=name, action="append", default=[], metavar="TEXT", help=text
+        )
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gpt_jax.serve.settings import Settings
+
+    lists = {name: tuple(getattr(arguments, name)) for name in _LISTS}
+    settings = Settings(**{name: getattr(arguments, name) for name in _SETTINGS}, **lists)
+    try:
+        from gpt_jax.serve.app import make_app
+        from gpt_jax.serve.server import Server, listen
+    except ImportError as error:
+        raise ValueError(f"serve: {error.name} is missing; install gpt-jax[serve]") from None
+
+    # A port that is taken is told before the model is read.
+    with listen(settings) as listener:
+        from gpt_jax.convert.open_model import open_model
+        from gpt_jax.parallel.startup import start
+
+        start()
+        opened = open_model(arguments.run, step=arguments.step)
+        if arguments.int8:
+            import dataclasses
+
+            from gpt_jax.models.quantize import quantize
+
+            opened = dataclasses.replace(opened, params=quantize(opened.params))
+        app = make_app(opened, settings)
+        host, port = listener.getsockname()[:2]
+        print(f"{opened.name} at http://{host}:{port}", flush=True)
+        Server(app, settings).run(sockets=[listener])
+    return 0
