@@ -118,7 +118,7 @@ class Sampling(Body):
     """How a text is to be continued."""
 
     model: str | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -146,7 +146,7 @@ class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
     prompt: Annotated[Any, AfterValidator(_prompts)] = None
-    best_of: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     suffix: str | None = None
@@ -179,7 +179,7 @@ class EmbeddingsRequest(Body):
     model: str | None = None
     input: Annotated[Any, AfterValidator(_prompts)]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 class TokenizeRequest(BaseModel):
