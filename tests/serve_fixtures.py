@@ -9,11 +9,11 @@ import flax.linen as nn
 import httpx
 import jax
 import uvicorn
+from gpt_jax.decode.engine import QueueFull
 
 from gpt_jax.convert.open_model import OpenModel
 from gpt_jax.data.chat_template import CHATML_TOKENS, ChatTemplate
 from gpt_jax.data.tokenizers import byte_tokenizer
-from gpt_jax.decode.engine import QueueFull
 from gpt_jax.decode.request import Output, Token
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
@@ -37,7 +37,7 @@ TOOL_TEMPLATE = ChatTemplate(
 def tiny_model(name: str = "tiny", template: ChatTemplate | None = TOOL_TEMPLATE, **values):
     """Two layers of 32 and a byte tokenizer."""
     config = TransformerConfig(**{
-        "family": "decoder", "vocab_size": TOKENIZER.vocab_size, "seq_len": 128, "num_layers": 2,
+        "family": "decoder", "vocab_size": TOKENIZER.vocab_size, "seq_len": 256, "num_layers": 2,
         "embed_dim": 32, "mlp_dim": 64, "num_heads": 2, "dtype": "float32", **values,
     })  # fmt: skip
     model = Transformer(config, "cpu")

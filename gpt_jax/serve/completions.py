@@ -148,8 +148,9 @@ def _check(service: Service, body: CompletionRequest) -> None:
     n = body.n or 1
     if body.stream and body.best_of is not None and body.best_of > n:
         raise bad_request("best_of", "cannot be streamed: the best is known at the end")
-    if body.echo and body.logprobs is not None and service.has_encoder:
-        raise bad_request("echo", "what an encoder reads has no log-probabilities")
+    reads_whole = service.has_encoder or service.opened.model.config.read_prompts_whole
+    if body.echo and body.logprobs is not None and reads_whole:
+        raise bad_request("echo", "this model reads prompts whole; they have no log-probabilities")
     several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
     count = len(body.prompt) if several else 1
     sampling.check_amounts(service, prompts=count, n=n, best_of=body.best_of)

@@ -49,6 +49,7 @@ class Runner:
         self._engine: Any = None
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._running: dict[int, _Running] = {}
+        self._unstarted: dict[int, _Running] = {}
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.ready = False
@@ -161,7 +162,9 @@ class Runner:
             return
         generation.jobs = jobs
         for prompt, job in enumerate(jobs):
-            self._running[job.id] = _Running(generation, prompt, job, self._tokenizer)
+            running = _Running(generation, prompt, job, self._tokenizer)
+            self._running[job.id] = self._unstarted[job.id] = running
+            self._metrics.prompt(len(job.request.prompt))
         self._tell(generation.loop, lambda: accepted.done() or accepted.set_result(None))
 
     def _step(self) -> None:
@@ -175,6 +178,7 @@ class Runner:
                 for piece in self._pieces(running, output)
             ]
             self.stats = self._engine.stats()
+            self._observe_started(self.stats["waiting"])
         except Exception:
             _LOG.exception("a step failed")
             self._recover()
@@ -222,12 +226,19 @@ class Runner:
         if reason is not None:
             self._metrics.finished(reason, now - running.began)
 
+    def _observe_started(self, num_waiting: int) -> None:
+        """The engine takes requests in order: those that wait are the last ones."""
+        while len(self._unstarted) > num_waiting:
+            running = self._unstarted.pop(next(iter(self._unstarted)))
+            self._metrics.queued(time.perf_counter() - running.began)
+
     def _cancel_later(self, generation: Generation) -> None:
         self._commands.put(lambda: self._cancel(generation))
 
     def _cancel(self, generation: Generation) -> None:
         for job in generation.jobs:
             if self._running.pop(job.id, None) is not None:
+                self._unstarted.pop(job.id, None)
                 self._engine.cancel(job)
                 self._metrics.cancelled()
 
@@ -243,6 +254,7 @@ class Runner:
     def _fail_all(self, error: ApiError) -> None:
         generations = {id(r.generation): r.generation for r in self._running.values()}
         self._running.clear()
+        self._unstarted.clear()
         for generation in generations.values():
             self._tell(generation.loop, lambda g=generation: g.put(error))
 
