@@ -156,7 +156,7 @@ def _factory(tokenizer, kind: str, text: str, eos_ids, vocab_size) -> Constraint
     token_id = int(np.argmax(probe.allowed()))
     probe.accept(token_id)
     if probe.failure:
-        raise ValueError(f"{field}: {_first_lines(probe.failure)}")
+        raise ValueError(f"{field}: {_one_line(probe.failure)}")
     return make
 
 
@@ -172,7 +172,7 @@ def _compile(ll_tokenizer, kind: str, text: str):
         grammar = LLMatcher.grammar_from_lark(text)
     matcher = LLMatcher(ll_tokenizer, grammar, limits=LLParserLimits(**_LIMITS), log_level=0)
     if matcher.is_error():
-        raise ValueError(_first_lines(matcher.get_error()))
+        raise ValueError(_one_line(matcher.get_error()))
     return matcher
 
 
@@ -194,7 +194,7 @@ def _ll_tokenizer(tokenizer: Tokenizer, eos_ids: tuple[int, ...]):
     except ValueError as error:
         raise ValueError(
             f"this model's tokens do not stand for bytes, so its text cannot be held to a form: "
-            f"{_first_lines(str(error))}"
+            f"{_one_line(str(error))}"
         ) from None
 
 
@@ -217,7 +217,7 @@ def _on_deep_stack(work: Callable):
         threading.stack_size(before)
     thread.join()
     if errors:
-        raise ValueError(_first_lines(str(errors[0]))) from errors[0]
+        raise ValueError(_one_line(str(errors[0]))) from errors[0]
     return results[0]
 
 
@@ -234,5 +234,5 @@ def _check_depth(schema: dict) -> None:
         raise ValueError(f"{_FIELDS['json_schema']}: nested deeper than {MAX_DEPTH} levels")
 
 
-def _first_lines(message: str) -> str:
-    return " ".join(message.split())[:300]
+def _one_line(message: str) -> str:
+    return " ".join(message.replace("<non-verbose/>", "").split())[:300]
