@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from gpt_jax import trees
-from gpt_jax.decode import loop
-from gpt_jax.decode.generate import Decoder
+from gpt_jax.decode import caches, loop, prefill
+from gpt_jax.decode.engine import Engine
+from gpt_jax.decode.generate import generate
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
@@ -62,20 +63,17 @@ def forward(config: TransformerConfig):
     return logits_TV
 
 
-def decoder_for(config=CONFIG, eos_id=None):
-    return Decoder(Transformer(config), params_for(config), vocab_size=VOCAB_SIZE, eos_id=eos_id)
+@functools.cache
+def engine_for(config=CONFIG, eos_id=None):
+    """One engine for many tests: what it did before must not matter."""
+    eos_ids = () if eos_id is None else (eos_id,)
+    return Engine(Transformer(config), params_for(config), vocab_size=VOCAB_SIZE, eos_ids=eos_ids)
 
 
-def run(decoder, prompts, num_steps=16, **values):
+def run(engine, prompts, num_steps=None, **values):
     """Ids and log-probabilities of each row."""
-    decoding = decoder.start(prompts, SamplingParams(**values))
-    ids = [[] for _ in range(decoding.num_rows)]
-    logprobs = [[] for _ in range(decoding.num_rows)]
-    while not decoding.done.all():
-        for row, new in enumerate(decoding.advance(num_steps)):
-            ids[row] += [token_id for token_id, _ in new]
-            logprobs[row] += [logprob for _, logprob in new]
-    return ids, logprobs
+    rows = generate(engine, prompts, SamplingParams(**values), num_steps)
+    return [[t.id for t in row] for row in rows], [[t.logprob for t in row] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -84,10 +82,16 @@ def run(decoder, prompts, num_steps=16, **values):
 def test_every_position_with_a_cache_gives_the_logits_of_the_whole_forward(config):
     params, tokens_BT = params_for(config), np.random.default_rng(1).integers(0, 31, (3, SEQ_LEN))
     lengths_B = np.array([1, 7, 13], np.int32)
-    cache = loop.prefill(
-        Transformer(config), params, tokens_BT[:, :16], np.full(len(tokens_BT), 16)
+    whole = prefill.Prefill(
+        Transformer(config),
+        params,
+        [(*row_T[:length], 0) for row_T, length in zip(tokens_BT, lengths_B, strict=True)],
+        chunk=16,
+        vocab_size=VOCAB_SIZE,
     )
-    cache = loop.spread(cache, np.arange(3), lengths_B, length=SEQ_LEN)
+    whole.advance()
+    assert whole.done
+    cache = caches.resized(whole.cache, np.arange(3), length=SEQ_LEN).replace(index_B=lengths_B)
     step = jax.jit(
         lambda tokens, cache: Transformer(config).apply({"params": params}, tokens, cache=cache)
     )
@@ -101,7 +105,7 @@ def test_every_position_with_a_cache_gives_the_logits_of_the_whole_forward(confi
 
 
 def test_greedy_is_the_argmax_of_whole_forwards():
-    ids, logprobs = run(decoder_for(), PROMPTS, temperature=0.0, max_tokens=12)
+    ids, logprobs = run(engine_for(), PROMPTS, temperature=0.0, max_tokens=12)
     for prompt, row, row_logprobs in zip(PROMPTS, ids, logprobs, strict=True):
         assert len(row) == 12
         logits_TV = forward(CONFIG)(prompt + row)[len(prompt) - 1 : -1]
@@ -112,19 +116,18 @@ def test_greedy_is_the_argmax_of_whole_forwards():
 
 def test_a_seed_gives_the_same_tokens_alone_and_in_a_crowd():
     values = dict(seed=7, max_tokens=12, top_p=0.9)
-    crowd, _ = run(decoder_for(), PROMPTS, **values)
-    assert run(decoder_for(), PROMPTS, num_steps=5, **values)[0] == crowd
-    assert run(decoder_for(), PROMPTS[3:4], **values)[0] == crowd[3:4]
-    assert run(decoder_for(), PROMPTS[3:4], n=4, **values)[0][0] == crowd[3]
+    crowd, _ = run(engine_for(), PROMPTS, **values)
+    assert run(engine_for(), PROMPTS, num_steps=5, **values)[0] == crowd
+    assert run(engine_for(), PROMPTS[3:4], **values)[0] == crowd[3:4]
+    assert run(engine_for(), PROMPTS[3:4], n=4, **values)[0][0] == crowd[3]
 
 
 def test_samples_differ_and_repeat_by_seed():
-    decoder = decoder_for()
-    values = dict(n=4, max_tokens=12, top_p=0.9)
-    first, logprobs = run(decoder, PROMPTS[1:2], seed=1, **values)
+    engine, values = engine_for(), dict(n=4, max_tokens=12, top_p=0.9)
+    first, logprobs = run(engine, PROMPTS[1:2], seed=1, **values)
     assert len({tuple(row) for row in first}) == 4
-    assert run(decoder, PROMPTS[1:2], seed=1, **values) == (first, logprobs)
-    assert run(decoder, PROMPTS[1:2], seed=2, **values)[0] != first
+    assert run(engine, PROMPTS[1:2], seed=1, **values) == (first, logprobs)
+    assert run(engine, PROMPTS[1:2], seed=2, **values)[0] != first
 
 
 def test_no_padding_id_is_ever_drawn():
@@ -132,67 +135,53 @@ def test_no_padding_id_is_ever_drawn():
         lambda path, leaf: leaf * 0 if path == "head" else leaf, params_for(CONFIG)
     )
     # With equal logits every fourth draw or so would be one of the padding's.
-    decoder = Decoder(Transformer(CONFIG), params, vocab_size=VOCAB_SIZE)
-    ids, logprobs = run(decoder, PROMPTS[:1], n=4, max_tokens=31, top_k=99)
+    engine = Engine(Transformer(CONFIG), params, vocab_size=VOCAB_SIZE)
+    ids, logprobs = run(engine, PROMPTS[:1], n=4, max_tokens=31, top_k=99)
     drawn = {token_id for row in ids for token_id in row}
     assert max(drawn) < VOCAB_SIZE and len(drawn) > 25
     np.testing.assert_allclose(logprobs[0], -np.log(PADDED_VOCAB_SIZE), rtol=1e-5)
 
 
 def test_a_row_ends_at_the_eos_id_at_max_tokens_or_with_the_context():
-    free, _ = run(decoder_for(), PROMPTS, max_tokens=16, top_p=0.9)
+    free, _ = run(engine_for(), PROMPTS, max_tokens=16, top_p=0.9)
     assert [len(row) for row in free] == [16, 16, 16, SEQ_LEN - 20]
     eos_id = free[1][4]
-    ids, _ = run(decoder_for(eos_id=eos_id), PROMPTS, max_tokens=16, top_p=0.9)
+    ids, _ = run(engine_for(eos_id=eos_id), PROMPTS, max_tokens=16, top_p=0.9)
     cut = [row.index(eos_id) + 1 if eos_id in row else len(row) for row in free]
     assert ids == [row[:end] for row, end in zip(free, cut, strict=True)]
     assert len(ids[1]) <= 5 and len(set(map(len, ids))) > 1
 
 
-def test_a_stopped_row_gets_no_more_tokens_and_the_others_go_on():
-    params = SamplingParams(max_tokens=12, top_p=0.9)
-    free, _ = run(decoder_for(), PROMPTS, max_tokens=12, top_p=0.9)
-    decoding = decoder_for().start(PROMPTS, params)
-    first = decoding.advance(3)
-    decoding.stop(0)
-    assert decoding.done.tolist() == [True, False, False, False]
-    rest = decoding.advance(16)
-    assert rest[0] == [] and decoding.done.all()
-    ids = [[token_id for token_id, _ in a + b] for a, b in zip(first, rest, strict=True)]
-    assert ids == [free[0][:3], *free[1:]]
-    # A finished row stays where it is: the cache and the positions end somewhere.
-    lengths = [len(prompt) + len(new) for prompt, new in zip(PROMPTS, ids, strict=True)]
-    assert (decoding._state.cache.index_B + 1).tolist() == lengths
-
-
 def test_other_values_compile_nothing():
     def num_programs():
-        return [program._cache_size() for program in (loop.prefill, loop.spread, loop.decode)]
+        programs = (prefill._read, loop.place, loop.decode, caches._empty, loop.resized)
+        return [program._cache_size() for program in programs]
 
-    decoder = decoder_for()
-    run(decoder, PROMPTS, top_k=5, max_tokens=12)
+    engine = Engine(Transformer(CONFIG), params_for(CONFIG), vocab_size=VOCAB_SIZE)
+    run(engine, PROMPTS, top_k=5, max_tokens=12)
     before = num_programs()
-    run(decoder, PROMPTS, temperature=0.3, top_k=9, top_p=0.5, min_p=0.1, seed=3, max_tokens=10)
-    run(decoder, [[1] * 18, [2, 2], [3] * 5], num_steps=2, top_p=0.9, max_tokens=9)
+    run(engine, PROMPTS, temperature=0.3, top_k=9, top_p=0.5, min_p=0.1, seed=3, max_tokens=10)
+    run(engine, [[1] * 18, [2, 2], [3] * 5, [4]], num_steps=2, top_p=0.9, max_tokens=9)
     assert num_programs() == before
 
 
 def test_prompts_that_cannot_be_continued_are_refused():
-    decoder = decoder_for()
+    engine = engine_for()
     with pytest.raises(ValueError, match="prompt: 32 tokens are not fewer than the model"):
-        decoder.start([[1], [1] * 32], SamplingParams())
+        generate(engine, [[1], [1] * 32], SamplingParams())
     with pytest.raises(ValueError, match="prompt: 0 tokens"):
-        decoder.start([[]], SamplingParams())
+        generate(engine, [[]], SamplingParams())
     with pytest.raises(ValueError, match="prompt: 31 is not an id from 0 to 30"):
-        decoder.start([[1, 31]], SamplingParams())
+        generate(engine, [[1, 31]], SamplingParams())
     with pytest.raises(ValueError, match="vocab_size: 41 is not at most the model's 40"):
-        Decoder(Transformer(CONFIG), params_for(CONFIG), vocab_size=41)
-    ids, _ = run(decoder, [[1] * 31] * 4, max_tokens=5, top_p=0.9)
+        Engine(Transformer(CONFIG), params_for(CONFIG), vocab_size=41)
+    assert engine.idle
+    ids, _ = run(engine, [[1] * 31] * 4, max_tokens=5, top_p=0.9)
     assert [len(row) for row in ids] == [1] * 4
 
 
 def test_bfloat16_models_decode_in_float32_on_cpu():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
-    decoder = Decoder(Transformer(config, platform="cpu"), params_for(config))
-    assert decoder.model.config.dtype == "float32"
-    assert Decoder(Transformer(config, platform="gpu"), {}).model.config.dtype == "bfloat16"
+    engine = Engine(Transformer(config, platform="cpu"), params_for(config))
+    assert engine.model.config.dtype == "float32"
+    assert Engine(Transformer(config, platform="gpu"), {}).model.config.dtype == "bfloat16"

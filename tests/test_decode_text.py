@@ -1,5 +1,6 @@
 """Text out of tokens: stop strings, whole characters, finish reasons, streams."""
 
+import dataclasses
 import itertools
 
 import flax.linen as nn
@@ -9,58 +10,63 @@ import numpy as np
 import pytest
 
 from gpt_jax.data.tokenizers import byte_tokenizer
+from gpt_jax.decode.engine import Job
+from gpt_jax.decode.request import Output, Token
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.decode.stopping import StopStrings
-from gpt_jax.decode.text import Generator, Piece
+from gpt_jax.decode.text import Generator, Piece, TextStream
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
 
 TOKENIZER = byte_tokenizer()
 
 
-class ScriptedDecoding:
-    """Stands for decode.generate.Decoding; its rows' tokens are given."""
+class ScriptedEngine:
+    """Stands for decode.engine.Engine; the tokens of each sample are given."""
 
     def __init__(self, rows):
-        self.num_rows, self._left = len(rows), [list(row) for row in rows]
-        self._stopped = [False] * len(rows)
-        self.num_advances = 0
+        self._rows = rows
+        self._left: dict = {}
+        self.num_steps = 0
 
-    @property
-    def done(self):
-        pairs = zip(self._left, self._stopped, strict=True)
-        return np.array([stopped or not left for left, stopped in pairs])
+    def check(self, request):
+        assert request.prompt[0] == TOKENIZER.eos_id
 
-    def stop(self, row):
-        self._stopped[row] = True
+    def submit(self, request):
+        self._left = {sample: list(row) for sample, row in enumerate(self._rows)}
+        self._job = Job(1, request)
+        return self._job
 
-    def advance(self, num_steps):
-        self.num_advances += 1
-        new = []
-        for row, left in enumerate(self._left):
-            number = 0 if self._stopped[row] else min(num_steps, len(left))
-            new.append([(token_id, -0.5) for token_id in left[:number]])
-            self._left[row] = left[number:]
-        return new
+    def end(self, job, sample):
+        del self._left[sample]
+
+    def cancel(self, job):
+        self._left.clear()
+
+    def step(self, num_steps):
+        self.num_steps += 1
+        outputs = []
+        for sample, left in list(self._left.items()):
+            new = tuple(Token(i, -0.5) for i in left[: num_steps or 16])
+            self._left[sample] = left[len(new) :]
+            reason = None
+            if not self._left[sample]:
+                reason = "stop" if new and new[-1].id == TOKENIZER.eos_id else "length"
+                del self._left[sample]
+            outputs.append((self._job, Output(sample, new, reason)))
+        return outputs
 
 
 def scripted(*rows):
     """A generator whose rows are these texts (str), bytes or ids; None is the end-of-text id."""
     generator = object.__new__(Generator)
     generator.tokenizer = TOKENIZER
-    ids = [
+    generator._eos_ids = generator._prefix = (TOKENIZER.eos_id,)
+    generator._suffix, generator._readings = (), {}
+    generator._engine = ScriptedEngine([
         [TOKENIZER.eos_id if i is None else i for i in (r.encode() if isinstance(r, str) else r)]
         for r in rows
-    ]
-
-    class Decoder:
-        def start(self, prompts, params):
-            assert all(prompt[0] == TOKENIZER.eos_id for prompt in prompts)
-            self.last = ScriptedDecoding(ids)
-            return self.last
-
-    generator._has_encoder = False
-    generator._decoder = Decoder()
+    ])  # fmt: skip
     return generator
 
 
@@ -95,7 +101,7 @@ def test_texts_end_where_they_should(row, stop, text, reason, num_tokens):
     params = SamplingParams(stop=stop)
     (completion,) = scripted(row).complete(["p"], params)
     assert (completion.text, completion.finish_reason) == (text, reason)
-    assert len(completion.token_ids) == len(completion.logprobs) == num_tokens
+    assert len(completion.tokens) == num_tokens
     assert completion.num_prompt_tokens == 2
     pieces, texts = streamed(scripted(row), params)
     assert texts == [text]
@@ -127,7 +133,7 @@ def test_a_stop_string_ends_its_row_alone_and_saves_the_rest_of_its_steps():
     assert [(c.text, c.finish_reason) for c in completions] == [
         ("ab", "stop"), ("c" * 40, "length"), ("d", "stop"),
     ]  # fmt: skip
-    assert generator._decoder.last.num_advances == 3
+    assert generator._engine.num_steps == 3
     _, texts = streamed(scripted("ab#xx", "cccc"), SamplingParams(n=2, stop=("#",)))
     assert texts == ["ab", "cccc"]
 
@@ -169,9 +175,10 @@ def test_from_text_to_text_with_a_model(generator):
     assert [c.num_prompt_tokens for c in completions] == [1, 1, 7, 7]
     assert len({c.text for c in completions}) == 4
     for completion in completions:
-        assert max(completion.token_ids) < TOKENIZER.vocab_size
-        assert completion.text == TOKENIZER.decode(completion.token_ids)
-        assert -7 < np.mean(completion.logprobs) < -5  # about -log 288
+        ids = [token.id for token in completion.tokens]
+        assert max(ids) < TOKENIZER.vocab_size
+        assert completion.text == TOKENIZER.decode(ids)
+        assert -7 < completion.mean_logprob < -5  # about -log 288
     _, texts = streamed(generator, SamplingParams(n=4, max_tokens=24, seed=5))
     assert texts[:2] == [c.text for c in completions[:2]]
     whole = completions[3].text
@@ -181,7 +188,51 @@ def test_from_text_to_text_with_a_model(generator):
     )
     assert stopped[3].text == whole[: whole.index(stop[0])]
     assert stopped[3].finish_reason == "stop"
-    assert len(stopped[3].token_ids) < len(completions[3].token_ids)
+    assert len(stopped[3].tokens) < len(completions[3].tokens)
+
+
+def test_streams_side_by_side_give_what_each_gives_alone(generator):
+    params = SamplingParams(n=2, max_tokens=12, seed=3)
+    alone = [[list(generator.stream(prompt, params))][0] for prompt in ("a", "bc")]
+    first, second = generator.stream("a", params), generator.stream("bc", params)
+    pieces = ([], [])
+    for one, other in itertools.zip_longest(first, second):
+        pieces[0].append(one)
+        pieces[1].append(other)
+    assert [[p for p in own if p] for own in pieces] == alone
+    # One that is left in the middle frees its places.
+    half = generator.stream("a", params)
+    next(half)
+    assert not generator._engine.idle
+    half.close()
+    assert generator._engine.idle and not generator._readings
+
+
+def test_best_of_gives_the_likeliest_by_the_mean_of_a_token(generator):
+    params = SamplingParams(n=4, max_tokens=6, seed=2, temperature=2.0)
+    every = sorted(generator.complete(["ab"], params), key=lambda c: -c.mean_logprob)
+    assert every[0].mean_logprob > every[1].mean_logprob > every[2].mean_logprob
+    two = generator.complete(["ab"], dataclasses.replace(params, n=2), best_of=4)
+    assert two == every[:2]
+    with pytest.raises(ValueError, match="best_of: 1 is not at least n 4"):
+        generator.complete(["ab"], params, best_of=1)
+
+
+def test_ids_are_read_as_they_are(generator):
+    params = SamplingParams(max_tokens=6, temperature=0.0)
+    (text,) = generator.complete(["ab"], params)
+    assert generator.complete([[TOKENIZER.eos_id, 97, 98]], params) == [text]
+    (bare,) = generator.complete([[97, 98]], params)
+    assert bare.num_prompt_tokens == 2
+
+
+def test_stop_ids_are_no_part_of_the_text():
+    stream = TextStream(TOKENIZER, (), (98,))
+    assert stream.put([Token(97, 0.0), Token(98, 0.0), Token(99, 0.0)]) == "a"
+    assert stream.finish_reason == "stop" and [t.id for t in stream.tokens] == [97, 98]
+    # The engine knows more ids that end a text than are told here.
+    stream = TextStream(TOKENIZER)
+    assert stream.put([Token(97, 0.0), Token(98, 0.0)], "stop") == "a"
 
 
 def test_a_prompt_longer_than_the_context_is_refused_at_the_call(generator):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gpt_jax import trees
-from gpt_jax.decode.generate import Decoder
+from gpt_jax.decode.engine import Engine
+from gpt_jax.decode.generate import generate
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer, init_params
@@ -124,15 +125,10 @@ def test_scan_equals_unrolled(name):
 def test_decoding_with_caches_equals_the_full_forward_pass(name):
     model, params = make(CONFIGS[name])
     prompts = [ids(7, seed=5).tolist(), ids(3, seed=6).tolist()]
-    decoding = Decoder(model, params, eos_id=None).start(
-        prompts, SamplingParams(temperature=0.0, max_tokens=9)
-    )
-    generated = [[], []]
-    while not decoding.done.all():
-        for row, new in zip(generated, decoding.advance(4), strict=True):
-            row += new
+    sampling = SamplingParams(temperature=0.0, max_tokens=9)
+    generated = generate(Engine(model, params), prompts, sampling, num_steps=4)
     for prompt, row in zip(prompts, generated, strict=True):
-        chosen, logprobs = zip(*row, strict=True)
+        chosen, logprobs, _ = zip(*row, strict=True)
         assert len(chosen) == 9
         if model.config.family == "encoder_decoder":
             tokens, inputs = [0, *chosen[:-1]], {"encoder_tokens": jnp.array([prompt])}

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gpt_jax import trees
-from gpt_jax.decode.generate import Decoder
+from gpt_jax.decode.engine import Engine
+from gpt_jax.decode.generate import generate
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.models import layers
 from gpt_jax.models.config import TransformerConfig
@@ -159,12 +160,10 @@ def test_mistakes_in_the_architecture_show(monkeypatch):
 def test_greedy_tokens_are_those_of_hugging_face():
     config = config_for(fixture.SMALL)
     ids, start = expected()["greedy"].tolist(), int(expected()["prompt_length"])
-    decoder = Decoder(Transformer(config), params_for(config, made()))
-    decoding = decoder.start([ids[:start]], SamplingParams(temperature=0.0, max_tokens=64))
-    ours = []
-    while not decoding.done.all():
-        ours += [token_id for token_id, _ in decoding.advance()[0]]
-    assert ours == ids[start:]
+    engine = Engine(Transformer(config), params_for(config, made()))
+    sampling = SamplingParams(temperature=0.0, max_tokens=64)
+    (ours,) = generate(engine, [ids[:start]], sampling)
+    assert [token.id for token in ours] == ids[start:]
 
 
 @pytest.mark.peers

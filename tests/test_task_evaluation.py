@@ -255,7 +255,7 @@ class Oracle:
     def complete(self, prompts, params):
         Oracle.asked += [(prompt, params) for prompt in prompts]
         return [
-            Completion(text, "stop", (), (), 1)
+            Completion(text, "stop", (), 1)
             for prompt in prompts
             for text in (Oracle.answers[prompt] * params.n)[: params.n]
         ]

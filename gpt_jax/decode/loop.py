@@ -1,35 +1,57 @@
-"""The two compiled programs of decoding: fill a cache with prompts, and take steps from it.
+"""The one compiled program that writes: up to MAX_STEPS tokens more in each row.
 
-B rows, T prompt tokens, S cache length, N steps, V vocabulary. All but the last token of a prompt
-goes into the cache at once; the last one is the first step's input. So a prompt's logits, of which
-only the last would be used, are never computed, and tokens are drawn in one place.
+B rows, S cache length, N steps, V vocabulary, E ids that end a row, k most likely tokens.
+
+The host owns a row's last token, its length and whether it is open, and tells them with each call;
+on the device lies only what is large. All but the last token of a text are in the cache; the last
+one is the next step's input. So a prompt's logits, of which only the last would be used, are never
+computed, and tokens are drawn in one place.
 """
 
+import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.models.layers import LayerCache
-from gpt_jax.models.transformer import Cache, Transformer, make_cache
-from gpt_jax.ops import sampling
+from gpt_jax.decode import caches
+from gpt_jax.decode.sampling_params import SamplingParams
+from gpt_jax.models.transformer import Cache, Transformer
+from gpt_jax.ops import penalties, sampling
+from gpt_jax.parallel.sharding import constrain
 from gpt_jax.types import Array, Tree
+
+MAX_STEPS = 16
+# How many of the most likely tokens a program can report; few, since each is compiled.
+TOP_SIZES = (0, 5, 20)
+
+
+def top_size(params: Sequence[SamplingParams]) -> int:
+    """The least of TOP_SIZES that is enough for all."""
+    most = max(p.top_logprobs for p in params)
+    return next(size for size in TOP_SIZES if size >= most)
 
 
 @flax.struct.dataclass
-class DecodeState:
-    """Rows under way.
+class State:
+    """What lies on the device of all rows. What no row needs is None, and not computed.
 
     Attributes:
-      cache: Keys and values of all tokens of a row but its last.
-      token_B: int32; the last token of each row.
-      done_B: bool; rows that take no more tokens.
+      cache: Keys and values of all tokens of a row but its last; its index is not used.
+      counts_BV: int32; how often a row generated each token.
+      in_prompt_BV: bool; the tokens of its prompt.
+      history_BS: int32; its tokens, for n-grams.
+      bias_BV: f32; added to its logits.
     """
 
     cache: Cache
-    token_B: Array
-    done_B: Array
+    counts_BV: Array | None = None
+    in_prompt_BV: Array | None = None
+    history_BS: Array | None = None
+    bias_BV: Array | None = None
 
 
 @flax.struct.dataclass
@@ -38,150 +60,242 @@ class RowParams:
 
     Attributes:
       rules: How its tokens are drawn.
-      keys_B: Its base key; a token's key is folded in with the token's position.
+      penalties: What its earlier tokens change.
+      seeds_B, samples_B: uint32; a token's key is fold_in(fold_in(key(seed), sample), position).
+      start_B: int32; the length of its prompt.
       end_B: int32; its length, prompt included, at which it is done.
+      end_ids_BE: int32; the ids that end it; -1: none.
     """
 
     rules: sampling.Rules
-    keys_B: Array
+    penalties: penalties.Penalties
+    seeds_B: Array
+    samples_B: Array
+    start_B: Array
     end_B: Array
+    end_ids_BE: Array
 
 
-def row_keys(seeds_B: Array, samples_B: Array) -> Array:
-    """Base keys from uint32 seeds and sample numbers: nothing of the batch goes into them."""
-    return jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(seeds_B, samples_B)
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What must be computed at all; each value is a program of its own.
 
-
-# No query has a rank as high: a key that nobody sees.
-_UNSEEN = 2**30
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-def prefill(
-    model: Transformer,
-    params: Tree,
-    tokens_BT: Array,
-    lengths_B: Array,
-    source_BS: Array | None = None,
-    source_lengths_B: Array | None = None,
-) -> Cache:
-    """A cache of T places that holds tokens_BT, right-padded prompts.
-
-    Its index is T in every row: who knows the true lengths sets it, and what stands behind them
-    is not seen and overwritten.
-
-    Args:
-      model: The Transformer.
-      params: Its parameters.
-      tokens_BT: int32 ids.
-      lengths_B: Tokens of each prompt; the rest is padding.
-      source_BS: An encoder's right-padded input.
-      source_lengths_B: Tokens of each of these.
-    """
-    B, T = tokens_BT.shape
-    cache = make_cache(model.config, B, T, model.config.dtype)
-    inputs = {}
-    if model.config.read_prompts_whole:
-        inside = jnp.arange(T) < lengths_B[:, None]
-        inputs["key_ranks"] = jnp.where(inside, 0, _UNSEEN)
-        inputs["query_ranks"] = jnp.zeros((B, T), jnp.int32)
-    if source_BS is not None:
-        inside = jnp.arange(source_BS.shape[1]) < source_lengths_B[:, None]
-        inputs["encoder_tokens"] = source_BS
-        inputs["encoder_segment_ids"] = inside.astype(jnp.int32)
-    return model.apply({"params": params}, tokens_BT, cache=cache, features=True, **inputs)[1]
-
-
-@functools.partial(jax.jit, static_argnames=("length",))
-def spread(cache: Cache, rows_B: Array, lengths_B: Array, *, length: int) -> Cache:
-    """A cache of `length` places whose row b holds the first lengths_B[b] tokens of rows_B[b].
-
-    A prompt that is to be continued several times is prefilled once and copied.
+    Attributes:
+      kind: One of sampling.KINDS that is enough for all rows.
+      min_tokens: Whether a row may not end yet.
+      top: One of TOP_SIZES.
     """
 
-    def take(old: Array | None) -> Array | None:
-        # [B, S, K, H], or [L, B, S, K, H] with stacked layers.
-        return None if old is None else jnp.take(old, rows_B, axis=old.ndim - 4)
+    kind: str = "greedy"
+    min_tokens: bool = False
+    top: int = 0
 
-    def longer(old: Array) -> Array:
-        missing = length - old.shape[-3]
-        return jnp.pad(old, [(0, 0)] * (old.ndim - 3) + [(0, missing), (0, 0), (0, 0)])
 
-    def layer(old: LayerCache) -> LayerCache:
-        own = longer(take(old.k_BSKH)), longer(take(old.v_BSKH))
-        return LayerCache(*own, take(old.memory_k_BSKH), take(old.memory_v_BSKH))
+class Steps(NamedTuple):
+    """New tokens of each row.
 
-    layers = jax.tree.map(layer, cache.layers, is_leaf=lambda x: isinstance(x, LayerCache))
-    segments = cache.memory_segments_BS
-    return Cache(layers, lengths_B, None if segments is None else segments[rows_B])
+    Attributes:
+      tokens_BN: int32.
+      logprobs_BN: f32; under the model's own softmax, before any rule.
+      top_ids_BNk, top_logprobs_BNk: int32 and f32; of the most likely tokens.
+      count_B: int32; how many of the N are the row's.
+    """
+
+    tokens_BN: Array
+    logprobs_BN: Array
+    top_ids_BNk: Array
+    top_logprobs_BNk: Array
+    count_B: Array
+
+
+class _Live(NamedTuple):
+    """Of each row: its last token, its length, whether it takes more tokens."""
+
+    token_B: Array
+    length_B: Array
+    open_B: Array
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=("model", "kind", "vocab_size", "max_steps"),
-    donate_argnames=("state",),
+    jax.jit, static_argnames=("model", "needs", "vocab_size"), donate_argnames=("state",)
 )
 def decode(
     model: Transformer,
     params: Tree,
-    state: DecodeState,
+    state: State,
     rows: RowParams,
-    stopped_B: Array,
+    live_3B: Array,
     num_steps: Array | int,
+    leave_early: Array | bool,
+    allowed_BV: Array | None = None,
     *,
-    eos_id: Array | int,
-    kind: str,
+    needs: Needs,
     vocab_size: int,
-    max_steps: int,
-) -> tuple[DecodeState, Array, Array, Array]:
-    """Up to num_steps tokens for each row; ends early when all rows are done.
+) -> tuple[State, Steps]:
+    """Up to num_steps tokens for each open row; ends early when all rows are done.
 
     Args:
       model: The Transformer.
       params: Its parameters.
       state: Donated.
       rows: What is fixed for each row.
-      stopped_B: bool; rows that the caller ended since the last call.
-      num_steps: At most max_steps; an array, so that another number compiles nothing.
-      eos_id: The token that ends a row; -1: none.
-      kind: One of sampling.KINDS that is enough for rows.rules.
+      live_3B: int32; last tokens, lengths, and 1 for rows that are open.
+      num_steps: At most MAX_STEPS; an array, so that another number compiles nothing.
+      leave_early: End as soon as one row is done: somebody waits for its place.
+      allowed_BV: bool; what constraints allow, for one step.
+      needs: What the rows need.
       vocab_size: Ids from here on are never drawn.
-      max_steps: N.
-
-    Returns:
-      The state after; int32[B, N] tokens; f32[B, N] their log-probabilities under the model's own
-      softmax, before any rule; int32[B]: how many of the N are the row's.
     """
-    B = state.token_B.shape[0]
-    state = state.replace(done_B=state.done_B | stopped_B)
+    B = live_3B.shape[1]
+    live = _Live(live_3B[0], live_3B[1], live_3B[2] > 0)
+    keys_B = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(
+        rows.seeds_B, rows.samples_B
+    )
+    step = functools.partial(
+        _step, model, params, rows, keys_B, allowed_BV, needs=needs, vocab_size=vocab_size
+    )
 
     def body(carry):
-        i, state, tokens_BN, logprobs_BN, count_B = carry
-        open_B = ~state.done_B
-        state, logprob_B = _step(model, params, state, rows, eos_id, kind, vocab_size)
-        tokens_BN = tokens_BN.at[:, i].set(state.token_B)
-        logprobs_BN = logprobs_BN.at[:, i].set(logprob_B)
-        return i + 1, state, tokens_BN, logprobs_BN, count_B + open_B
+        i, state, now, steps = carry
+        state, after, logprob_B, top_ids_Bk, top_logprobs_Bk = step(state, now)
+        steps = Steps(
+            steps.tokens_BN.at[:, i].set(after.token_B),
+            steps.logprobs_BN.at[:, i].set(logprob_B),
+            steps.top_ids_BNk.at[:, i].set(top_ids_Bk),
+            steps.top_logprobs_BNk.at[:, i].set(top_logprobs_Bk),
+            steps.count_B + now.open_B,
+        )
+        return i + 1, state, after, steps
 
     def unfinished(carry):
-        return (carry[0] < num_steps) & ~carry[1].done_B.all()
+        i, _, now, _ = carry
+        left = leave_early & (now.open_B != live.open_B).any()
+        return (i < num_steps) & now.open_B.any() & ~left
 
-    buffers = jnp.zeros((B, max_steps), jnp.int32), jnp.zeros((B, max_steps), jnp.float32)
-    start = (jnp.int32(0), state, *buffers, jnp.zeros(B, jnp.int32))
-    return jax.lax.while_loop(unfinished, body, start)[1:]
+    k = min(needs.top, vocab_size)
+    start = Steps(
+        jnp.zeros((B, MAX_STEPS), jnp.int32), jnp.zeros((B, MAX_STEPS), jnp.float32),
+        jnp.zeros((B, MAX_STEPS, k), jnp.int32), jnp.zeros((B, MAX_STEPS, k), jnp.float32),
+        jnp.zeros(B, jnp.int32),
+    )  # fmt: skip
+    state = state.replace(cache=state.cache.replace(index_B=live.length_B - 1))
+    _, state, _, steps = jax.lax.while_loop(unfinished, body, (jnp.int32(0), state, live, start))
+    return state, steps
 
 
-def _step(model, params, state: DecodeState, rows: RowParams, eos_id, kind, vocab_size):
-    """One token more in each row that is not done; its log-probability, f32[B]."""
-    logits_B1V, cache = model.apply({"params": params}, state.token_B[:, None], cache=state.cache)
-    logits_BV = logits_B1V[:, 0]
-    # A finished row stays where it is: its index would run out of the cache.
-    index_B = jnp.where(state.done_B, state.cache.index_B, cache.index_B)
-    keys_B = jax.vmap(jax.random.fold_in)(rows.keys_B, index_B)
-    allowed_BV = sampling.forbid_from(logits_BV, vocab_size)
-    drawn_B = sampling.draw(allowed_BV, keys_B, rows.rules, kind=kind)
-    token_B = jnp.where(state.done_B, state.token_B, drawn_B)
-    chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
-    logprob_B = chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
-    done_B = state.done_B | (token_B == eos_id) | (index_B + 1 >= rows.end_B)
-    return DecodeState(cache.replace(index_B=index_B), token_B, done_B), logprob_B
+def _step(
+    model, params, rows: RowParams, keys_B, allowed_BV, state: State, live: _Live, *, needs,
+    vocab_size,
+):  # fmt: skip
+    """One token more in each open row, its log-probability and the most likely ones."""
+    # A row that is done stays where it is: its index would run out of the cache.
+    cache = state.cache.replace(index_B=live.length_B - 1)
+    logits_B1V, cache = model.apply({"params": params}, live.token_B[:, None], cache=cache)
+    state, logits_BV = state.replace(cache=caches.laid(cache)), logits_B1V[:, 0]
+    ruled_BV = _ruled(logits_BV, state, rows, live.length_B, allowed_BV, needs, vocab_size)
+    step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, live.length_B)
+    drawn_B = sampling.draw(ruled_BV, step_keys_B, rows.rules, kind=needs.kind)
+    token_B = jnp.where(live.open_B, drawn_B, live.token_B)
+    logprob_B = penalties.logprobs_of(logits_BV, token_B[:, None])[:, 0]
+    top_ids_Bk, top_logprobs_Bk = top_of(logits_BV, needs.top, vocab_size)
+
+    length_B = live.length_B + live.open_B
+    ended_B = (token_B[:, None] == rows.end_ids_BE).any(1) | (length_B >= rows.end_B)
+    state = _remember(state, token_B, live)
+    state = state.replace(cache=state.cache.replace(index_B=length_B - 1))
+    after = _Live(token_B, length_B, live.open_B & ~ended_B)
+    return state, after, logprob_B, top_ids_Bk, top_logprobs_Bk
+
+
+def top_of(logits_BV: Array, top: int, vocab_size: int) -> tuple[Array, Array]:
+    """The most likely ids and their log-probabilities, [B, k]; never ids that only pad."""
+    known_BV = sampling.forbid_from(logits_BV, vocab_size)
+    ids_Bk, _ = penalties.top_logprobs(known_BV, min(top, vocab_size))
+    return ids_Bk, penalties.logprobs_of(logits_BV, ids_Bk)
+
+
+def _ruled(logits_BV, state: State, rows: RowParams, length_B, allowed_BV, needs, vocab_size):
+    """Logits after all that forbids or changes them, in the order of SamplingParams."""
+    known_BV = ruled_BV = sampling.forbid_from(logits_BV, vocab_size)
+    if state.bias_BV is not None:
+        ruled_BV = ruled_BV + state.bias_BV
+    if state.counts_BV is not None:
+        ruled_BV = penalties.penalize(
+            ruled_BV, rows.penalties, counts_BV=state.counts_BV, in_prompt_BV=state.in_prompt_BV
+        )
+    if state.history_BS is not None:
+        ruled_BV = penalties.forbid_ngrams(
+            ruled_BV, state.history_BS, length_B, rows.penalties.ngram_B
+        )
+    if needs.min_tokens:
+        early_B = length_B - rows.start_B < rows.penalties.min_length_B
+        ruled_BV = penalties.forbid(ruled_BV, rows.end_ids_BE, early_B)
+    if allowed_BV is not None:
+        ruled_BV = penalties.constrain(ruled_BV, allowed_BV, known_BV)
+    return ruled_BV
+
+
+def _remember(state: State, token_B: Array, live: _Live) -> State:
+    """The state with the new tokens counted and written down."""
+    rows_B = jnp.arange(len(token_B))
+    if state.counts_BV is not None:
+        counts_BV = state.counts_BV.at[rows_B, token_B].add(live.open_B.astype(jnp.int32))
+        state = state.replace(counts_BV=constrain(counts_BV, "batch", None))
+    if state.history_BS is not None:
+        # A row that is done writes nowhere.
+        place_B = jnp.where(live.open_B, live.length_B, state.history_BS.shape[1])
+        history_BS = state.history_BS.at[rows_B, place_B].set(token_B, mode="drop")
+        state = state.replace(history_BS=constrain(history_BS, "batch", None))
+    return state
+
+
+@functools.partial(jax.jit, donate_argnames=("state",))
+def place(
+    state: State, filled: Cache, row: Array, slot: Array, prompt_S: Array, bias_V: Array | None
+) -> State:
+    """The state with a row that begins.
+
+    Args:
+      state: Donated.
+      filled: A cache that holds all but the last token of its prompt.
+      row: Which row there.
+      slot: Which row here.
+      prompt_S: int32; its prompt, with -1 behind it.
+      bias_V: f32; what is added to its logits, if state.bias_BV is there.
+    """
+    new = state.replace(cache=caches.with_row(state.cache, filled, row, slot))
+    if state.counts_BV is not None:
+        V = state.counts_BV.shape[1]
+        in_prompt_V = (
+            jnp.zeros(V, bool).at[jnp.where(prompt_S < 0, V, prompt_S)].set(True, mode="drop")
+        )
+        new = new.replace(
+            counts_BV=_laid_rows(state.counts_BV.at[slot].set(0)),
+            in_prompt_BV=_laid_rows(state.in_prompt_BV.at[slot].set(in_prompt_V)),
+        )
+    if state.history_BS is not None:
+        new = new.replace(history_BS=_laid_rows(state.history_BS.at[slot].set(prompt_S)))
+    if state.bias_BV is not None:
+        new = new.replace(bias_BV=_laid_rows(state.bias_BV.at[slot].set(bias_V)))
+    return new
+
+
+@functools.partial(jax.jit, static_argnames=("length", "memory_length"))
+def resized(state: State, rows_B: Array, *, length: int, memory_length: int) -> State:
+    """The state of other rows and places; rows_B says which old row each is."""
+
+    def take(array: Array | None) -> Array | None:
+        return None if array is None else _laid_rows(array[rows_B])
+
+    history_BS = state.history_BS
+    if history_BS is not None:
+        missing = max(0, length - history_BS.shape[1])
+        history_BS = jnp.pad(history_BS[:, :length], ((0, 0), (0, missing)))
+    return State(
+        caches.resized(state.cache, rows_B, length=length, memory_length=memory_length),
+        take(state.counts_BV), take(state.in_prompt_BV), take(history_BS), take(state.bias_BV),
+    )  # fmt: skip
+
+
+def _laid_rows(array_BX: Array) -> Array:
+    return constrain(array_BX, "batch", None)

@@ -4,12 +4,69 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from gpt_jax.data.tokenizers import Tokenizer
-from gpt_jax.decode.generate import MAX_STEPS, Decoder, Decoding
+from gpt_jax.decode.engine import Engine, Job
+from gpt_jax.decode.request import Output, Request, Token
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.decode.stopping import StopStrings
 from gpt_jax.models.transformer import Transformer
 from gpt_jax.types import Tree
+
+# Who has an engine of its own decides itself how much it asks for.
+_ANY_NUMBER = 2**31
+
+
+class TextStream:
+    """From one text's tokens to its characters.
+
+    Attributes:
+      tokens: All that was generated, with the one that ended the text.
+      finish_reason: None while more may come; see Completion.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), eos_ids: Sequence[int] = ()
+    ):
+        """
+        Args:
+          tokenizer: The model's.
+          stop: Strings that end the text and are no part of it.
+          eos_ids: Ids that do so.
+        """
+        self._eos_ids = frozenset(eos_ids)
+        self._streamer = tokenizer.streamer()
+        self._stop = StopStrings(stop)
+        self.tokens: list[Token] = []
+        self.finish_reason: str | None = None
+
+    def put(self, tokens: Sequence[Token], finish_reason: str | None = None) -> str:
+        """The text that is certain with these tokens.
+
+        Args:
+          tokens: The next ones; those behind the text's end are dropped.
+          finish_reason: An Output's.
+        """
+        assert self.finish_reason is None, "the text has ended"
+        text = ""
+        for number, token in enumerate(tokens, 1):
+            self.tokens.append(token)
+            is_end = finish_reason == "stop" and number == len(tokens)
+            if is_end or token.id in self._eos_ids:
+                finish_reason = "stop"
+                break
+            text += self._stop.put(self._streamer.put(token.id))
+            if self._stop.found:
+                self.finish_reason = "stop"
+                return text
+        if finish_reason:
+            text += self._stop.put(self._streamer.flush())
+            if self._stop.found:
+                finish_reason = "stop"
+            text += self._stop.flush()
+        self.finish_reason = finish_reason
+        return text
 
 
 class Piece(NamedTuple):
@@ -32,130 +89,182 @@ class Completion:
 
     Attributes:
       text: Without the prompt and without the stop string.
-      finish_reason: "stop" at the end-of-text token or a stop string, "length" at max_tokens or
-        the end of the context.
-      token_ids: All that was generated, with the token that ended it.
-      logprobs: The log-probability of each of them under the model's own distribution, before
-        temperature and other rules.
-      num_prompt_tokens: Tokens of the prompt, with the end-of-text token before it (in an encoder's
-        input behind it).
+      finish_reason: "stop" at an id or a string that ends the text, "length" at max_tokens or the
+        end of the context.
+      tokens: All that was generated, with the one that ended it.
+      num_prompt_tokens: Tokens that the model read, with those put before and behind the prompt.
     """
 
     text: str
     finish_reason: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    tokens: tuple[Token, ...]
     num_prompt_tokens: int
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens; -inf without any."""
+        return float(np.mean([token.logprob for token in self.tokens])) if self.tokens else -np.inf
+
+
+@dataclasses.dataclass
+class _Reading:
+    """A job's texts so far.
+
+    Attributes:
+      job: The engine's.
+      streams: One a sample.
+      pieces: Those that nobody took yet.
+    """
+
+    job: Job
+    streams: list[TextStream]
+    pieces: list[Piece] = dataclasses.field(default_factory=list)
+
+    @property
+    def open(self) -> bool:
+        return any(stream.finish_reason is None for stream in self.streams)
+
+    def put(self, output: Output) -> bool:
+        """Whether the text ended though the engine would go on."""
+        stream = self.streams[output.sample]
+        text = stream.put(output.tokens, output.finish_reason)
+        if text or stream.finish_reason:
+            self.pieces.append(Piece(output.sample, text, stream.finish_reason))
+        return bool(stream.finish_reason) and not output.finish_reason
+
+    def completions(self) -> list[Completion]:
+        texts = [""] * len(self.streams)
+        for piece in self.pieces:
+            texts[piece.sample] += piece.text
+        size = len(self.job.request.prompt)
+        return [
+            Completion(text, stream.finish_reason, tuple(stream.tokens), size)
+            for text, stream in zip(texts, self.streams, strict=True)
+        ]
 
 
 class Generator:
     """Continues texts with a model and its tokenizer."""
 
-    def __init__(self, model: Transformer, params: Tree, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        model: Transformer,
+        params: Tree,
+        tokenizer: Tokenizer,
+        *,
+        prefix_ids: Sequence[int] | None = None,
+        suffix_ids: Sequence[int] | None = None,
+        eos_ids: Sequence[int] | None = None,
+        max_slots: int = 64,
+    ):
         """
         Args:
           model: The Transformer.
           params: Its parameters, without Flax's boxes.
           tokenizer: Ids that only the model has are never generated.
+          prefix_ids, suffix_ids: What stands before and behind a prompt that is a text; None: the
+            end-of-text token before a decoder's (so begins each document of the training data),
+            behind an encoder's.
+          eos_ids: Ids that end a text; None: the tokenizer's.
+          max_slots: Most texts that are decoded together.
 
         Raises:
-          ValueError: the tokenizer has more ids than the model.
+          ValueError: the tokenizer has more ids than the model, or the model writes no text.
         """
+        has_encoder = model.config.family == "encoder_decoder"
+        eos = (tokenizer.eos_id,)
         self.tokenizer = tokenizer
-        self._has_encoder = model.config.family == "encoder_decoder"
-        self._decoder = Decoder(
-            model, params, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
-        )
+        self._eos_ids = eos if eos_ids is None else tuple(eos_ids)
+        self._prefix = (() if has_encoder else eos) if prefix_ids is None else tuple(prefix_ids)
+        self._suffix = (eos if has_encoder else ()) if suffix_ids is None else tuple(suffix_ids)
+        self._engine = Engine(
+            model, params, vocab_size=tokenizer.vocab_size, eos_ids=self._eos_ids,
+            max_slots=max_slots, max_waiting=_ANY_NUMBER,
+        )  # fmt: skip
+        self._readings: dict[int, _Reading] = {}
 
-    def complete(self, prompts: Sequence[str], params: SamplingParams) -> list[Completion]:
+    def complete(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams,
+        *,
+        best_of: int | None = None,
+    ) -> list[Completion]:
         """params.n continuations of each prompt, prompt by prompt; all are decoded together.
 
-        Raises:
-          ValueError: a prompt leaves no place in the model's context.
-        """
-        if not prompts:
-            return []
-        prompt_ids = [self._encode(prompt) for prompt in prompts]
-        decoding = self._decoder.start(prompt_ids, params)
-        rows = [_Row(self.tokenizer, params.stop) for _ in range(decoding.num_rows)]
-        texts = [""] * decoding.num_rows
-        for row, text in _texts(decoding, rows, MAX_STEPS):
-            texts[row] += text
-        return [
-            Completion(
-                text=texts[i],
-                finish_reason=row.finish_reason,
-                token_ids=tuple(row.token_ids),
-                logprobs=tuple(row.logprobs),
-                num_prompt_tokens=len(prompt_ids[i // params.n]),
-            )
-            for i, row in enumerate(rows)
-        ]
+        Args:
+          prompts: Texts; or ids, which are read as they are.
+          params: How to continue them.
+          best_of: So many are generated, and the n with the highest mean log-probability of a
+            token are given, the best first.
 
-    def stream(self, prompt: str, params: SamplingParams) -> Iterator[Piece]:
+        Raises:
+          ValueError: a prompt leaves no place in the model's context; best_of is below n.
+        """
+        assert not isinstance(prompts, str), "a list of prompts"
+        if best_of is not None and best_of < params.n:
+            raise ValueError(f"best_of: {best_of} is not at least n {params.n}")
+        drawn = dataclasses.replace(params, n=best_of or params.n)
+        requests = [Request(self._ids(prompt), drawn) for prompt in prompts]
+        for request in requests:
+            self._engine.check(request)
+        readings: list[_Reading] = []
+        try:
+            for request in requests:
+                readings.append(self._begin(request))
+            while any(reading.open for reading in readings):
+                self._step(None)
+        finally:
+            for reading in readings:
+                self._forget(reading)
+        completions = [reading.completions() for reading in readings]
+        if best_of is not None:
+            completions = [
+                sorted(own, key=lambda c: -c.mean_logprob)[: params.n] for own in completions
+            ]
+        return [completion for own in completions for completion in own]
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams) -> Iterator[Piece]:
         """The continuations piece by piece, as they come; the same text as complete gives.
 
         Raises:
           ValueError: the prompt leaves no place in the model's context; at the call, not at the
             first piece.
         """
-        decoding = self._decoder.start([self._encode(prompt)], params)
-        rows = [_Row(self.tokenizer, params.stop) for _ in range(decoding.num_rows)]
-        return (
-            Piece(row, text, rows[row].finish_reason)
-            for row, text in _texts(decoding, rows, 1)
-            if text or rows[row].finish_reason
-        )
+        request = Request(self._ids(prompt), params)
+        self._engine.check(request)
+        return self._pieces(request)
 
-    def _encode(self, prompt: str) -> list[int]:
-        if self._has_encoder:  # what an encoder reads ends with it
-            return [*self.tokenizer.encode(prompt), self.tokenizer.eos_id]
-        # The end-of-text token also begins each document of the training data.
-        return [self.tokenizer.eos_id, *self.tokenizer.encode(prompt)]
+    def _pieces(self, request: Request) -> Iterator[Piece]:
+        reading = self._begin(request)
+        try:
+            while reading.open or reading.pieces:
+                if not reading.pieces:
+                    self._step(1)
+                pieces, reading.pieces = reading.pieces, []
+                yield from pieces
+        finally:
+            self._forget(reading)
 
+    def _begin(self, request: Request) -> "_Reading":
+        params = request.params
+        end_ids = (*(() if params.ignore_eos else self._eos_ids), *params.stop_ids)
+        streams = [TextStream(self.tokenizer, params.stop, end_ids) for _ in range(params.n)]
+        reading = _Reading(self._engine.submit(request), streams)
+        self._readings[reading.job.id] = reading
+        return reading
 
-def _texts(decoding: Decoding, rows: list["_Row"], num_steps: int) -> Iterator[tuple[int, str]]:
-    """(row, its next text) until all rows have a finish reason, which is set by then."""
-    while not decoding.done.all():
-        new = decoding.advance(num_steps)
-        for i, tokens in enumerate(new):
-            if rows[i].finish_reason is None and tokens:
-                text = rows[i].put(tokens, last=bool(decoding.done[i]))
-                if rows[i].finish_reason:
-                    decoding.stop(i)
-                yield i, text
+    def _step(self, num_steps: int | None) -> None:
+        """A step of the engine; what is new goes to whom it belongs."""
+        for job, output in self._engine.step(num_steps):
+            if self._readings[job.id].put(output):
+                self._engine.end(job, output.sample)
 
+    def _forget(self, reading: "_Reading") -> None:
+        self._engine.cancel(reading.job)
+        self._readings.pop(reading.job.id)
 
-class _Row:
-    """From a row's tokens to its text."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]):
-        self._eos_id = tokenizer.eos_id
-        self._streamer = tokenizer.streamer()
-        self._stop = StopStrings(stop)
-        self.token_ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.finish_reason: str | None = None
-
-    def put(self, tokens: list[tuple[int, float]], last: bool) -> str:
-        """The text that is certain with these tokens; `last`: no more will come."""
-        text = ""
-        for token_id, logprob in tokens:
-            self.token_ids.append(token_id)
-            self.logprobs.append(logprob)
-            if token_id == self._eos_id:
-                self.finish_reason = "stop"
-                break
-            text += self._stop.put(self._streamer.put(token_id))
-            if self._stop.found:
-                # What was decoded behind the stop string in the same call is dropped.
-                self.finish_reason = "stop"
-                return text
-        if last and self.finish_reason is None:
-            self.finish_reason = "length"
-        if self.finish_reason:
-            text += self._stop.put(self._streamer.flush())
-            if self._stop.found:
-                self.finish_reason = "stop"
-            text += self._stop.flush()
-        return text
+    def _ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return (*self._prefix, *self.tokenizer.encode(prompt), *self._suffix)
+        return tuple(int(i) for i in prompt)

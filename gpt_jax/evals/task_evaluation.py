@@ -199,14 +199,12 @@ def _write(asked: _Asked, formatted: list[Formatted]) -> list[list[str]]:
     """num_samples answers for each example."""
     generator = Generator(asked.model, asked.params, asked.tokenizer)
     prompts = [_fit(asked, f) for f in formatted]
-    # Prompts of about one length are decoded together.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    # The longest first: the cache never grows, and at the end only short ones are left.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[str]] = [[] for _ in prompts]
-    for start in range(0, len(order), asked.batch_size):
-        numbers = order[start : start + asked.batch_size]
-        done = generator.complete([prompts[i] for i in numbers], asked.sampling)
-        for row, completion in enumerate(done):
-            answers[numbers[row // asked.sampling.n]].append(completion.text)
+    done = generator.complete([prompts[i] for i in order], asked.sampling)
+    for row, completion in enumerate(done):
+        answers[order[row // asked.sampling.n]].append(completion.text)
     return answers
 
 

@@ -1,0 +1,131 @@
+"""Caches of keys and values on the move: made, resized, copied row by row, laid on a mesh.
+
+B rows, S places, M places of an encoder's outputs, K key/value heads, H head width, L layers.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.layers import LayerCache
+from gpt_jax.models.transformer import Cache, make_cache
+from gpt_jax.parallel.sharding import constrain
+from gpt_jax.types import Array
+
+
+def empty(config: TransformerConfig, num_rows: int, length: int, memory_length: int) -> Cache:
+    """A cache of zeros on the mesh in use, with a memory if the model has an encoder."""
+    return _empty(
+        config=config, num_rows=num_rows, length=length, memory_length=memory_length
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("config", "num_rows", "length", "memory_length"))
+def _empty(*, config, num_rows: int, length: int, memory_length: int) -> Cache:
+    cache = make_cache(config, num_rows, length, config.dtype)
+    if config.family == "encoder_decoder":
+
+        def with_memory(layer: LayerCache) -> LayerCache:
+            # An array of its own for each: shared ones could not be donated.
+            shape = (*layer.k_BSKH.shape[:-3], memory_length, *layer.k_BSKH.shape[-2:])
+            return layer.replace(
+                memory_k_BSKH=jnp.zeros(shape, layer.k_BSKH.dtype),
+                memory_v_BSKH=jnp.zeros(shape, layer.v_BSKH.dtype),
+            )
+
+        segments = jnp.zeros((num_rows, memory_length), jnp.int32)
+        cache = Cache(_map(with_memory, cache.layers), cache.index_B, segments)
+    return laid(cache)
+
+
+@functools.partial(jax.jit, static_argnames=("length", "memory_length"))
+def resized(cache: Cache, rows_B: Array, *, length: int, memory_length: int = 0) -> Cache:
+    """A cache of `length` places whose row b is the old row rows_B[b], cut or with zeros behind.
+
+    Its index is not kept: who decodes knows the lengths.
+    """
+
+    def layer(old: LayerCache) -> LayerCache:
+        def take(array: Array | None, size: int) -> Array | None:
+            return None if array is None else _fit(jnp.take(array, rows_B, array.ndim - 4), size)
+
+        return LayerCache(
+            take(old.k_BSKH, length),
+            take(old.v_BSKH, length),
+            take(old.memory_k_BSKH, memory_length),
+            take(old.memory_v_BSKH, memory_length),
+        )
+
+    segments = cache.memory_segments_BS
+    if segments is not None:
+        segments = _fit_last(segments[rows_B], memory_length)
+    return laid(Cache(_map(layer, cache.layers), jnp.zeros_like(rows_B), segments))
+
+
+def with_row(cache: Cache, other: Cache, row: Array, slot: Array) -> Cache:
+    """The cache with its row `slot` replaced by a row of another one, to its last place.
+
+    Nothing of the slot's former row is left, not even behind what is seen: a NaN there would come
+    through the mask.
+    """
+
+    def layer(old: LayerCache, new: LayerCache) -> LayerCache:
+        def put(into: Array | None, source: Array | None) -> Array | None:
+            if into is None:
+                return None
+            axis = into.ndim - 4
+            taken = jax.lax.dynamic_index_in_dim(source, row, axis, keepdims=True)
+            taken = _fit(taken, into.shape[-3]).astype(into.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(into, taken, slot, axis)
+
+        return LayerCache(
+            put(old.k_BSKH, new.k_BSKH),
+            put(old.v_BSKH, new.v_BSKH),
+            put(old.memory_k_BSKH, new.memory_k_BSKH),
+            put(old.memory_v_BSKH, new.memory_v_BSKH),
+        )
+
+    layers = jax.tree.map(
+        layer, cache.layers, other.layers, is_leaf=lambda x: isinstance(x, LayerCache)
+    )
+    segments = cache.memory_segments_BS
+    if segments is not None:
+        own = _fit_last(other.memory_segments_BS[row], segments.shape[-1])
+        segments = segments.at[slot].set(own)
+    return laid(cache.replace(layers=layers, memory_segments_BS=segments))
+
+
+def laid(cache: Cache) -> Cache:
+    """The cache as it lies on the mesh in use: rows over data, heads over tensor."""
+
+    def lay(array: Array | None) -> Array | None:
+        if array is None:
+            return None
+        names = ("batch", "length", "kv_heads", "head_dim")
+        return constrain(array, *("layers",) * (array.ndim - 4), *names)
+
+    def layer(old: LayerCache) -> LayerCache:
+        return LayerCache(*map(lay, (
+            old.k_BSKH, old.v_BSKH, old.memory_k_BSKH, old.memory_v_BSKH,
+        )))  # fmt: skip
+
+    return cache.replace(layers=_map(layer, cache.layers))
+
+
+def _map(function: Callable[[LayerCache], LayerCache], layers):
+    return jax.tree.map(function, layers, is_leaf=lambda x: isinstance(x, LayerCache))
+
+
+def _fit(array: Array, length: int) -> Array:
+    """[..., length, K, H]."""
+    array = array[..., :length, :, :]
+    missing = length - array.shape[-3]
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 3) + [(0, missing), (0, 0), (0, 0)])
+
+
+def _fit_last(array: Array, length: int) -> Array:
+    array = array[..., :length]
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, length - array.shape[-1])])
