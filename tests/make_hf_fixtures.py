@@ -1,6 +1,6 @@
 """Writes tests/data/hf_*.npz: what Hugging Face's models compute from weights that a seed makes.
 
-    python tests/make_hf_fixtures.py
+    python tests/make_hf_fixtures.py [NAME ...]
 
 needs the extra `peers`. The tests need only its results: names, shapes, config.json and outputs are
 in the files, the weights are made again by `weights`. They hide no mistake: see make_gpt2_fixture.
@@ -8,6 +8,7 @@ in the files, the weights are made again by `weights`. They hide no mistake: see
 
 import dataclasses
 import json
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -53,6 +54,60 @@ _LLAMA = dict(
     num_key_value_heads=2, intermediate_size=160, max_position_embeddings=512,
     rope_parameters={"rope_type": "default", "rope_theta": 1e5},
 )  # fmt: skip
+_DECODER = {**_LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+# The window is shorter than the 512 tokens, so that most of them see what lies outside of it
+# through the global layers alone.
+_WINDOW = 48
+_LAYERS4 = dict(num_hidden_layers=4, sliding_window=_WINDOW)
+_GEMMA = {**_DECODER, "head_dim": 24, "hidden_activation": "gelu_pytorch_tanh"}
+_GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+}
+_LLAMA3 = dict(
+    rope_type="llama3", rope_theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)  # fmt: skip
+_YARN = dict(
+    rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=128,
+)  # fmt: skip
+
+
+def _decoder(name: str, family: str, config: dict, kind: str = "", **changes) -> Case:
+    arguments = (f"{family}ForCausalLM", f"{family}{kind}Config", config | changes, (512,))
+    return Case(name, *arguments, outputs=(("logits", 24),))
+
+
+def _scored(name: str, family: str, config: dict, **changes) -> Case:
+    """A head for classes, on the last token of two rows of different length."""
+    config = config | {"num_labels": 3, "pad_token_id": VOCAB - 1} | changes
+    arguments = (f"{family}ForSequenceClassification", f"{family}Config", config, (96, 61))
+    return Case(name, *arguments, outputs=(("logits", 0),))
+
+
+_DECODER_CASES = (
+    _decoder("mistral", "Mistral", _DECODER, sliding_window=_WINDOW),
+    _decoder(
+        "qwen2", "Qwen2", _DECODER, **_LAYERS4, use_sliding_window=True, max_window_layers=2
+    ),
+    _decoder("qwen3", "Qwen3", _DECODER, head_dim=24),
+    _decoder("smollm3", "SmolLM3", _DECODER, num_hidden_layers=4, pad_token_id=None),
+    _decoder("llama3", "Llama", _DECODER, rope_parameters=_LLAMA3),
+    _decoder("llama_yarn", "Llama", _DECODER, rope_parameters=_YARN),
+    _decoder("gemma", "Gemma", _GEMMA, hidden_act="gelu", head_dim=20, num_key_value_heads=1),
+    _decoder(
+        "gemma2", "Gemma2", _GEMMA, **_LAYERS4, query_pre_attn_scalar=40,
+        attn_logit_softcapping=5.0, final_logit_softcapping=8.0,
+    ),
+    _decoder(
+        "gemma3", "Gemma3", _GEMMA, "Text", **_LAYERS4, query_pre_attn_scalar=40,
+        sliding_window_pattern=3, rope_parameters=_GEMMA3_ROPE,
+    ),
+    _scored("llama_sequence", "Llama", _DECODER),
+    _scored("gpt2_sequence", "GPT2", dict(
+        vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, n_positions=96,
+    )),
+)  # fmt: skip
 
 
 def _bert(name: str, model: str, outputs, **config) -> Case:
@@ -77,17 +132,19 @@ CASES = {
         _t5("t5_v1_0", feed_forward_proj="relu"),
         _t5("t5_v1_1", feed_forward_proj="gated-gelu", tie_word_embeddings=False),
         Case("llama", "LlamaForCausalLM", "LlamaConfig", _LLAMA, (512,)),
+        *_DECODER_CASES,
     )
 }
 
 
-def weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+def weights(case: Case, shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
     """f32 weights; each depends on its name, its shape and the seed alone."""
     made = {}
+    norm = 0.0 if case.config_class.startswith("Gemma") else 1.0  # which multiplies by 1 + weight
     for name, shape in shapes.items():
         values = _normal(np.random.PCG64([seed, zlib.crc32(name.encode())]), shape)
         if len(shape) == 1:
-            values = 0.3 * values + (1.0 if "norm" in name.lower() and "bias" not in name else 0.0)
+            values = 0.3 * values + (norm if "norm" in name.lower() and "bias" not in name else 0.0)
         else:
             # Of a product (out, in), and of an embedding the width that is read.
             values = 2 * shape[1] ** -0.5 * values
@@ -104,6 +161,9 @@ def inputs(case: Case, seed: int) -> dict[str, np.ndarray]:
     rows, longest = len(case.lengths), max(case.lengths)
     mask = (np.arange(longest) < np.array(case.lengths)[:, None]).astype(np.int32)
     made = {"input_ids": _ids(rows, longest, seed + 1), "attention_mask": mask}
+    pad = case.config.get("pad_token_id")
+    if pad is not None:  # by which transformers finds the last token of a row
+        made["input_ids"] = np.where(mask, made["input_ids"] % pad, pad).astype(np.int32)
     if case.config_class == "BertConfig":
         made["token_type_ids"] = (np.arange(longest) >= 40).astype(np.int32) * mask
     if case.decoder_length:
@@ -127,8 +187,8 @@ def stored(name: str) -> tuple[dict, dict, dict[str, np.ndarray]]:
     """(what the file of a case holds, its config.json, its weights)."""
     with np.load(DATA / f"hf_{name}.npz") as file:
         held = dict(file)
-    shapes = {name: tuple(shape) for name, shape in json.loads(str(held["shapes"])).items()}
-    return held, json.loads(str(held["config"])), weights(shapes, int(held["seed"]))
+    shapes = {tensor: tuple(shape) for tensor, shape in json.loads(str(held["shapes"])).items()}
+    return held, json.loads(str(held["config"])), weights(CASES[name], shapes, int(held["seed"]))
 
 
 def write_folder(folder, config: dict, arrays: dict[str, np.ndarray]) -> str:
@@ -149,7 +209,7 @@ def hf_model(case: Case, seed: int):
     config = getattr(transformers, case.config_class)(**case.config, attn_implementation="eager")
     model = getattr(transformers, case.model)(config).eval()
     state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    made = weights({name: shape for name, shape in state.items() if shape}, seed)
+    made = weights(case, {name: shape for name, shape in state.items() if shape}, seed)
     if case.name == "t5_v1_1":
         # transformers 5 ties every T5 until two different tensors are loaded.
         model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
@@ -194,7 +254,7 @@ def kept(case: Case, name: str, array: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     seed = SEED
-    for case in CASES.values():
+    for case in [CASES[name] for name in sys.argv[1:] or CASES]:
         model, shapes, config = hf_model(case, seed)
         outputs = hf_outputs(case, model.double(), inputs(case, seed))
         path = DATA / f"hf_{case.name}.npz"
@@ -203,7 +263,7 @@ def main() -> None:
             seed=seed,
             config=json.dumps(config),
             shapes=json.dumps(shapes),
-            checksum=checksum(weights(shapes, seed)),
+            checksum=checksum(weights(case, shapes, seed)),
             **{name: kept(case, name, out).astype(np.float32) for name, out in outputs.items()},
         )
         sizes = {name: f"{np.abs(out).max():.3g}" for name, out in outputs.items()}

@@ -1,5 +1,5 @@
-"""BERT, T5 and Llama against Hugging Face's in float64, through the import tables, on weights that
-hide no mistake; and mistakes that must show."""
+"""BERT, T5 and decoders against Hugging Face's in float64, through the import tables, on weights
+that hide no mistake; and mistakes that must show."""
 
 import dataclasses
 import functools
@@ -25,6 +25,8 @@ from gpt_jax.runs import canonical
 TOLERANCE = 5e-5
 # BertModel's pooler is tested with the head that uses it.
 SKIP = {"bert": ("^pooler/",)}
+# Cases whose layers differ are scanned: that they may is the harder case, and compiles faster.
+SCANNED = ("qwen2", "smollm3", "gemma2", "gemma3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,9 @@ def load(tmp_path_factory):
         expected, config_json, weights = fixture.stored(name)
         np.testing.assert_allclose(fixture.checksum(weights), expected["checksum"], rtol=1e-6)
         spec = fixture.write_folder(tmp_path_factory.mktemp(name), config_json, weights)
-        return Loaded(fixture.CASES[name], *imported(spec, SKIP.get(name, ())), expected)
+        return Loaded(
+            fixture.CASES[name], *imported(spec, SKIP.get(name, ()), scan=name in SCANNED), expected
+        )
 
     return loaded
 
@@ -196,6 +200,19 @@ WEIGHTS = {
         (r"attention/k/kernel", lambda x: x[:, ::-1]),
         (r"attention/q/kernel", lambda x: 1.25 * x),
     ],
+    # A key's bias is rotated, and so differs from key to key.
+    "qwen2": [(rf"attention/{name}/bias", ZERO) for name in "qkv"],
+    "qwen3": [(r"q_norm", ONE), (r"k_norm", ONE)],
+    "gemma": [(r"attention_norm", ZERO), (r"mlp_norm", ZERO), (r"final_norm", ZERO)],
+    "gemma2": [
+        (r"attention_norm", ZERO),
+        (r"attention_post_norm", ZERO),
+        (r"mlp_norm", ZERO),
+        (r"mlp_post_norm", ZERO),
+    ],
+    "gemma3": [(r"q_norm", ZERO), (r"k_norm", ZERO)],
+    "llama_sequence": [(r"classifier/kernel", lambda x: x[:, ::-1])],
+    "gpt2_sequence": [(r"classifier/kernel", lambda x: x[:, ::-1])],
 }
 
 
@@ -211,22 +228,55 @@ def test_mistakes_in_weights_show(load, name):
     assert not hidden
 
 
+CONFIGS = [
+    ("bert", {"activation": "gelu"}),
+    ("bert", {"norm_eps": 1e-3}),
+    ("t5_v1_0", {"scale_logits": False}),
+    ("t5_v1_0", {"norm_eps": 1e-5}),
+    ("t5_v1_0", {"relative_max_distance": 64}),
+    ("t5_v1_1", {"activation": "swiglu"}),
+    ("llama", {"rope_theta": 1e4}),
+    ("llama", {"norm_eps": 1e-5}),
+    ("mistral", {"window": 49}),
+    ("gemma", {"norm": "rmsnorm"}),
+    ("gemma2", {"attention_softcap": 5.5}),
+    ("gemma3", {"rope_local_theta": 0.0}),
+]
+SLOW_CONFIGS = [
+    ("qwen2", {"global_layers": ()}),
+    ("gemma3", {"rope_scaling": {"factor": 2.0}}),
+    ("gemma2", {"global_layers": (0, 2)}),
+    ("smollm3", {"unrotated_layers": ()}),
+    ("mistral", {"window": 47}),
+    ("mistral", {"window": 0}),
+    ("qwen2", {"global_layers": (0,)}),
+    ("smollm3", {"unrotated_layers": (0,)}),
+    ("llama3", {"rope_scaling": {"factor": 4.0}}),
+    ("llama3", {"rope_scaling": {"low_freq_factor": 2.0}}),
+    ("llama3", {"rope_scaling": {"high_freq_factor": 3.0}}),
+    ("llama3", {"rope_scaling": {"original_length": 128}}),
+    ("llama_yarn", {"rope_scaling": {"attention_factor": 1.0}}),
+    ("llama_yarn", {"rope_scaling": {"truncate": False}}),
+    ("llama_yarn", {"rope_scaling": {"beta_fast": 16.0}}),
+    ("llama_yarn", {"rope_scaling": {"beta_slow": 2.0}}),
+    ("gemma", {"scale_embedding": False}),
+    ("gemma", {"activation": "swiglu"}),
+    ("gemma2", {"attention_softcap": 0.0}),
+    ("gemma2", {"logit_softcap": 9.0}),
+    ("gemma2", {"score_width": 0}),
+    ("gemma2", {"norm_order": "pre"}),
+    ("gemma3", {"rope_local_theta": 1e4}),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [
-        ("bert", {"activation": "gelu"}),
-        ("bert", {"norm_eps": 1e-3}),
-        ("t5_v1_0", {"scale_logits": False}),
-        ("t5_v1_0", {"norm_eps": 1e-5}),
-        ("t5_v1_0", {"relative_max_distance": 64}),
-        ("t5_v1_1", {"activation": "swiglu"}),
-        ("llama", {"rope_theta": 1e4}),
-        ("llama", {"norm_eps": 1e-5}),
-    ],
+    [*CONFIGS, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CONFIGS)],
 )
 def test_mistakes_in_the_config_show(load, name, changes):
     loaded = load(name)
-    config = dataclasses.replace(loaded.config, **changes)
+    scaling = dataclasses.replace(loaded.config.rope_scaling, **changes.get("rope_scaling", {}))
+    config = dataclasses.replace(loaded.config, **changes | {"rope_scaling": scaling})
     assert config != loaded.config
     assert distance(loaded, config) > 4 * TOLERANCE
 
@@ -245,7 +295,7 @@ def test_a_relative_bias_of_the_wrong_direction_shows(load, monkeypatch):
 def test_our_distance_to_float64_is_of_the_order_of_torch_s_own(name, tmp_path):
     case, seed = fixture.CASES[name], 7
     model, shapes, config_json = fixture.hf_model(case, seed)
-    weights, arguments = fixture.weights(shapes, seed), fixture.inputs(case, seed)
+    weights, arguments = fixture.weights(case, shapes, seed), fixture.inputs(case, seed)
     spec = fixture.write_folder(tmp_path, config_json, weights)
     config, params = imported(spec, SKIP.get(name, ()))
     theirs = fixture.hf_outputs(case, model, arguments)

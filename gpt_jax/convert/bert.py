@@ -28,7 +28,7 @@ def _values(config: HFConfig) -> dict[str, Any]:
     head = HEADS_OF[config.architecture or "BertModel"]
     return {
         "family": "encoder", "head": head, "pool": "pooler",
-        "num_classes": _num_labels(config) if head in ("sequence", "tokens") else 0,
+        "num_classes": config.num_labels() if head in ("sequence", "tokens") else 0,
         "vocab_size": config.size("vocab_size"),
         "seq_len": config.size("max_position_embeddings", 512),
         "num_layers": config.size("num_hidden_layers"), "embed_dim": width, "num_heads": heads,
@@ -41,11 +41,6 @@ def _values(config: HFConfig) -> dict[str, Any]:
         "bias": True, "qk_norm": False, "scale_embedding": False, "scale_logits": False,
         "scale_attention": True, "init": "gpt2",
     }  # fmt: skip
-
-
-def _num_labels(config: HFConfig) -> int:
-    # Two labels are transformers' default, which it does not write.
-    return config.size("num_labels", len(config.get("id2label", {})) or 2)
 
 
 def _dense(theirs: str, ours: str, inputs, outputs, **place) -> tuple[Entry, Entry]:

@@ -40,7 +40,7 @@ def _entry(entry: Entry) -> Entry:
 
 LLAMA_GGUF = dataclasses.replace(
     LLAMA,
-    table=tuple(_entry(entry) for entry in LLAMA.table),
+    table=tuple(_entry(entry) for entry in LLAMA.table if entry.group != "classifier"),
     prefix="",
     ignored=(),
     copies={_HEAD: "token_embd.weight"},
@@ -106,9 +106,6 @@ class GGUF:
         heads, width = self._llama("attention.head_count"), self._llama("embedding_length")
         head_dim = self._llama("attention.key_length") or width // heads
         rotated = self._llama("rope.dimension_count") or head_dim
-        scaling = self._llama("rope.scaling.type") or "none"
-        if _ROPE_FACTORS in self._tensors:
-            scaling = "llama3"
         values = {
             "model_type": "llama",
             "vocab_size": self.shape("token_embd.weight")[0],
@@ -121,12 +118,22 @@ class GGUF:
             "max_position_embeddings": self._llama("context_length"),
             "rms_norm_eps": _as_written(self._llama("attention.layer_norm_rms_epsilon")),
             "rope_theta": _as_written(self._llama("rope.freq_base")),
-            "rope_scaling": None if scaling == "none" else {"rope_type": scaling},
+            "rope_scaling": self._rope_scaling(),
             "partial_rotary_factor": rotated / head_dim,
             "sliding_window": self._llama("attention.sliding_window"),
             "tie_word_embeddings": _HEAD not in self._tensors,
         }
         return HFConfig(values, self.where)
+
+    def _rope_scaling(self) -> dict[str, Any] | None:
+        """In Hugging Face's words; what lacks a factor is refused when these are read."""
+        kind = self._llama("rope.scaling.type") or "none"
+        if _ROPE_FACTORS in self._tensors:
+            kind = "llama3"
+        if kind == "none":
+            return None
+        factor = self._llama("rope.scaling.factor") if kind == "linear" else None
+        return {"rope_type": kind, "factor": _as_written(factor)}
 
     def _llama(self, key: str) -> Any:
         return self.metadata(f"llama.{key}")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gpt_jax.convert.hf_config import HFConfig
+from gpt_jax.convert.llama import head_values
 from gpt_jax.convert.table import Entry, Family, Rule, linear, vector
 
 _ACTIVATIONS = {
@@ -18,7 +19,8 @@ def _values(config: HFConfig) -> dict[str, Any]:
     config.need("scale_attn_by_inverse_layer_idx", False)
     width, heads = config.size("n_embd"), config.size("n_head")
     return {
-        "family": "decoder", "head": "lm", "num_classes": 0,
+        # A file of the class GPT2Model is a language model too: the head is the embedding.
+        "family": "decoder", **head_values(config, "lm"),
         "vocab_size": config.size("vocab_size"), "seq_len": config.size("n_positions", 1024),
         "num_layers": config.size("n_layer"), "embed_dim": width, "num_heads": heads,
         "num_kv_heads": heads, "head_dim": width // heads,
@@ -64,6 +66,7 @@ GPT2 = Family(
         Entry("ln_f.weight", "final_norm/scale", vector("embed_dim")),
         Entry("ln_f.bias", "final_norm/bias", vector("embed_dim")),
         Entry("lm_head.weight", "head", linear(D, ("vocab_size",)), group="head"),
+        Entry("score.weight", "classifier/kernel", linear(D, ("num_classes",)), group="classifier"),
     ),
     prefix="transformer.",
     # The causal mask, which older files hold.

@@ -33,6 +33,14 @@ class HFConfig:
         value = self.values.get(name)
         return default if value is None else value
 
+    def optional(self, name: str, default: Any) -> Any:
+        """A value, None where it is null; `default` where it is absent."""
+        return self.values.get(name, default)
+
+    def num_labels(self) -> int:
+        """Classes of a head; two are transformers' default, which it does not write."""
+        return self.size("num_labels", len(self.get("id2label", {})) or 2)
+
     def size(self, name: str, default: int | None = None) -> int:
         """A positive number.
 

@@ -1,85 +1,134 @@
-"""Llama's import table; also for what is shaped like it: Mistral without a window, SmolLM2.
+"""Import tables of Llama and of what is shaped like it: Mistral, Qwen2, Qwen3, SmolLM2, SmolLM3.
 
 Queries and keys stay as they are: Hugging Face rotates halves, as ops/positions does.
 """
 
+import dataclasses
 from typing import Any
 
 from gpt_jax.convert.hf_config import HFConfig
+from gpt_jax.convert.hf_layers import rope_values, sliding_layers, window_values
 from gpt_jax.convert.table import Entry, Family, Rule, linear, vector
 
 _ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 # What transformers takes where the file says nothing.
-_MISTRAL_WINDOW = 4096
+_MISTRAL_WINDOW, _QWEN_WINDOW, _QWEN_FULL_LAYERS, _QWEN3_HEAD_DIM = 4096, 4096, 28, 128
+_LLAMA_LENGTH, _NO_ROPE_INTERVAL, _SMOLLM3_THETA = 2048, 4, 2e6
 
 
-def _values(config: HFConfig) -> dict[str, Any]:
+def head_values(config: HFConfig, bare: str = "none") -> dict[str, Any]:
+    """The head of a decoder, by the name of its class; `bare`: that of a class without a head."""
+    values = {"head": "lm", "num_classes": 0, "pool": "last", "classifier_bias": False}
+    if config.architecture.endswith("ForSequenceClassification"):
+        return values | {"head": "sequence", "num_classes": config.num_labels()}
+    return values | ({"head": bare} if config.architecture.endswith("Model") else {})
+
+
+def decoder_values(config: HFConfig, length: int | None = None) -> dict[str, Any]:
+    """Fields of a decoder of Llama's shape but for those of its rotary positions.
+
+    Args:
+      config: The config.
+      length: Its longest sequence, where it does not say.
+    """
     for name in ("attention_bias", "mlp_bias"):
         config.need(name, False)
     width, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    length = config.size("max_position_embeddings", 2048)
-    _check_window(config, length)
     return {
-        "family": "decoder", "head": "lm", "num_classes": 0,
-        "vocab_size": config.size("vocab_size"), "seq_len": length,
+        "family": "decoder", **head_values(config),
+        "vocab_size": config.size("vocab_size"),
+        "seq_len": config.size("max_position_embeddings", length),
         "num_layers": config.size("num_hidden_layers"), "embed_dim": width, "num_heads": heads,
         "num_kv_heads": config.size("num_key_value_heads", heads),
         "head_dim": config.size("head_dim", width // heads),
         "mlp_dim": config.size("intermediate_size"),
-        "positions": "rotary", "rope_theta": _rope_theta(config), "norm": "rmsnorm",
-        "norm_order": "pre", "norm_eps": config.number("rms_norm_eps", 1e-6),
+        "positions": "rotary", "unrotated_layers": (), "window": 0, "global_layers": (),
+        "norm": "rmsnorm", "norm_order": "pre", "norm_eps": config.number("rms_norm_eps", 1e-6),
         "embed_norm": False, "num_token_types": 0,
-        "activation": config.choice("hidden_act", _ACTIVATIONS, "silu"),
-        "bias": False, "qk_norm": False, "scale_embedding": False, "scale_logits": False,
-        "scale_attention": True, "init": "gpt2",
+        "bias": False, "qkv_bias": False, "qk_norm": False, "scale_embedding": False,
+        "scale_logits": False, "scale_attention": True, "score_width": 0,
+        "attention_softcap": 0.0, "logit_softcap": 0.0, "init": "gpt2",
     }  # fmt: skip
 
 
-def _rope_theta(config: HFConfig) -> float:
-    # transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling, both in one place each.
-    config.need("partial_rotary_factor", 1.0)
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = config.get(name, {})
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise config.unsupported(name, rope, "only the rope_type 'default'")
-    theta = config.get("rope_parameters", {}).get("rope_theta")
-    return float(theta) if theta is not None else config.number("rope_theta", 10_000.0)
+def _shared(config: HFConfig, length: int | None = None, theta: float = 1e4) -> dict[str, Any]:
+    activation = config.choice("hidden_act", _ACTIVATIONS, "silu")
+    values = {**decoder_values(config, length), **rope_values(config, theta)}
+    return values | {"activation": activation}
 
 
-def _check_window(config: HFConfig, length: int) -> None:
-    window = config.values.get("sliding_window")
-    if config.model_type == "mistral" and "sliding_window" not in config.values:
-        window = _MISTRAL_WINDOW
-    # A window as long as the longest sequence hides nothing.
+def _llama(config: HFConfig) -> dict[str, Any]:
+    values = _shared(config, _LLAMA_LENGTH)
+    # transformers reads no window in a Llama; one as long as the longest sequence hides nothing.
+    window, length = config.get("sliding_window"), values["seq_len"]
     if window is not None and window < length and config.get("use_sliding_window", True):
         raise config.unsupported(
             "sliding_window", window, f"only null or at least max_position_embeddings {length}"
         )
+    return values
 
 
-def _layer(theirs: str, ours: str, rule: Rule) -> Entry:
-    return Entry(f"layers.{{i}}.{theirs}.weight", f"stack/layers/{ours}", rule, "num_layers")
+def _mistral(config: HFConfig) -> dict[str, Any]:
+    values = _shared(config)
+    sliding = sliding_layers(config, values["num_layers"], lambda i: True)
+    if not all(sliding):  # which transformers does not read either
+        raise config.unsupported("layer_types", config.get("layer_types"), "only one type")
+    window = config.optional("sliding_window", _MISTRAL_WINDOW)
+    return values | window_values(window, sliding)
+
+
+def _windowed(config: HFConfig, values: dict[str, Any], by_rule) -> dict[str, Any]:
+    """With the window that `use_sliding_window` allows."""
+    default = _QWEN_WINDOW if config.model_type.startswith("qwen") else None
+    window = config.optional("sliding_window", default)
+    if not config.get("use_sliding_window", False):
+        window = None
+    return values | window_values(window, sliding_layers(config, values["num_layers"], by_rule))
+
+
+def _qwen2(config: HFConfig) -> dict[str, Any]:
+    full = config.optional("max_window_layers", _QWEN_FULL_LAYERS) or 0
+    return _windowed(config, _shared(config) | {"qkv_bias": True}, lambda i: i >= full)
+
+
+def _qwen3(config: HFConfig) -> dict[str, Any]:
+    values = {**_qwen2(config), "qkv_bias": False, "qk_norm": True}
+    return values | {"head_dim": config.size("head_dim", _QWEN3_HEAD_DIM)}
+
+
+def _smollm3(config: HFConfig) -> dict[str, Any]:
+    values = _shared(config, theta=_SMOLLM3_THETA)
+    every = config.size("no_rope_layer_interval", _NO_ROPE_INTERVAL)
+    rule = [(i + 1) % every != 0 for i in range(values["num_layers"])]
+    rotated = config.get("no_rope_layers", rule)
+    values["unrotated_layers"] = tuple(i for i, rotates in enumerate(rotated) if not rotates)
+    return _windowed(config, values, lambda i: not rotated[i])
+
+
+def layer(theirs: str, ours: str, rule: Rule, kind: str = "weight") -> Entry:
+    """An entry of every layer."""
+    return Entry(f"layers.{{i}}.{theirs}.{kind}", f"stack/layers/{ours}", rule, "num_layers")
 
 
 D, F = ("embed_dim",), ("mlp_dim",)
 HEADS, KV_HEADS = ("num_heads", "head_dim"), ("num_kv_heads", "head_dim")
 
 LLAMA = Family(
-    values=_values,
+    values=_llama,
     table=(
         Entry("embed_tokens.weight", "tokens", Rule(("vocab_size",), D)),
-        _layer("input_layernorm", "attention_norm/scale", vector("embed_dim")),
-        _layer("self_attn.q_proj", "attention/q/kernel", linear(D, HEADS)),
-        _layer("self_attn.k_proj", "attention/k/kernel", linear(D, KV_HEADS)),
-        _layer("self_attn.v_proj", "attention/v/kernel", linear(D, KV_HEADS)),
-        _layer("self_attn.o_proj", "attention/out/kernel", linear(HEADS, D)),
-        _layer("post_attention_layernorm", "mlp_norm/scale", vector("embed_dim")),
-        _layer("mlp.gate_proj", "mlp/gate/kernel", linear(D, F)),
-        _layer("mlp.up_proj", "mlp/up/kernel", linear(D, F)),
-        _layer("mlp.down_proj", "mlp/down/kernel", linear(F, D)),
+        layer("input_layernorm", "attention_norm/scale", vector("embed_dim")),
+        layer("self_attn.q_proj", "attention/q/kernel", linear(D, HEADS)),
+        layer("self_attn.k_proj", "attention/k/kernel", linear(D, KV_HEADS)),
+        layer("self_attn.v_proj", "attention/v/kernel", linear(D, KV_HEADS)),
+        layer("self_attn.o_proj", "attention/out/kernel", linear(HEADS, D)),
+        layer("post_attention_layernorm", "mlp_norm/scale", vector("embed_dim")),
+        layer("mlp.gate_proj", "mlp/gate/kernel", linear(D, F)),
+        layer("mlp.up_proj", "mlp/up/kernel", linear(D, F)),
+        layer("mlp.down_proj", "mlp/down/kernel", linear(F, D)),
         Entry("norm.weight", "final_norm/scale", vector("embed_dim")),
         Entry("lm_head.weight", "head", linear(D, ("vocab_size",)), group="head"),
+        Entry("score.weight", "classifier/kernel", linear(D, ("num_classes",)), group="classifier"),
     ),
     prefix="model.",
     ignored=(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
@@ -87,3 +136,16 @@ LLAMA = Family(
     head="lm_head.weight",
     tied=False,
 )
+QK_NORMS = (
+    layer("self_attn.q_norm", "attention/q_norm/scale", vector("head_dim")),
+    layer("self_attn.k_norm", "attention/k_norm/scale", vector("head_dim")),
+)
+_QKV_BIASES = tuple(
+    layer(f"self_attn.{name}_proj", f"attention/{name}/bias", vector(*dims), "bias")
+    for name, dims in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
+)
+
+MISTRAL = dataclasses.replace(LLAMA, values=_mistral)
+QWEN2 = dataclasses.replace(LLAMA, values=_qwen2, table=LLAMA.table + _QKV_BIASES)
+QWEN3 = dataclasses.replace(LLAMA, values=_qwen3, table=LLAMA.table + QK_NORMS)
+SMOLLM3 = dataclasses.replace(LLAMA, values=_smollm3, tied=True)

@@ -16,23 +16,33 @@ from etils import epath
 
 from gpt_jax.convert import table
 from gpt_jax.convert.bert import BERT, HEADS_OF
+from gpt_jax.convert.gemma import GEMMA, GEMMA2, GEMMA3
 from gpt_jax.convert.gguf_file import GGUF, LLAMA_GGUF
 from gpt_jax.convert.gpt2 import GPT2
 from gpt_jax.convert.hf_config import HFConfig, read_hf_config
-from gpt_jax.convert.llama import LLAMA
+from gpt_jax.convert.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from gpt_jax.convert.t5 import T5, T5_ENCODER
 from gpt_jax.convert.tensors import Renamed, SafeTensors
 from gpt_jax.convert.tokenizer_files import gguf_tokenizer, hf_tokenizer
 from gpt_jax.data.model_packages import MODELS, model_folder
-from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.config import RopeScaling, TransformerConfig
 from gpt_jax.parallel.cache_folder import cache_dir
 
+_DECODERS = {
+    "Llama": LLAMA, "Mistral": MISTRAL, "Qwen2": QWEN2, "Qwen3": QWEN3, "SmolLM3": SMOLLM3,
+    "Gemma": GEMMA, "Gemma2": GEMMA2,
+}  # fmt: skip
 # The class that wrote the weights -> its family.
 ARCHITECTURES = {
     "GPT2LMHeadModel": GPT2,
     "GPT2Model": GPT2,
-    "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": LLAMA,
+    "GPT2ForSequenceClassification": GPT2,
+    **{f"{name}ForCausalLM": family for name, family in _DECODERS.items()},
+    **{f"{name}ForSequenceClassification": family for name, family in _DECODERS.items()},
+    **{f"{name}Model": family for name, family in _DECODERS.items()},
+    "Gemma3ForCausalLM": GEMMA3,
+    "Gemma3TextForSequenceClassification": GEMMA3,
+    "Gemma3TextModel": GEMMA3,
     **dict.fromkeys(HEADS_OF, BERT),
     "T5ForConditionalGeneration": T5,
     "MT5ForConditionalGeneration": T5,
@@ -40,11 +50,16 @@ ARCHITECTURES = {
     "MT5EncoderModel": T5_ENCODER,
 }
 # Where config.json names no class.
-_MODEL_TYPES = {"gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "bert": BERT, "t5": T5, "mt5": T5}
+_MODEL_TYPES = {
+    "gpt2": GPT2, "bert": BERT, "t5": T5, "mt5": T5, "gemma3_text": GEMMA3,
+    **{name.lower(): family for name, family in _DECODERS.items()},
+}  # fmt: skip
 # Another value of these computes something else with the same parameters.
 _SAME = (
-    "family", "positions", "rope_theta", "relative_max_distance", "norm", "norm_order", "norm_eps",
-    "activation", "scale_attention", "scale_embedding", "scale_logits",
+    "family", "positions", "rope_theta", "rope_scaling", "rope_local_theta", "unrotated_layers",
+    "window", "global_layers", "relative_max_distance", "norm", "norm_order", "norm_eps",
+    "activation", "scale_attention", "score_width", "attention_softcap", "logit_softcap",
+    "scale_embedding", "scale_logits",
 )  # fmt: skip
 
 
@@ -166,11 +181,15 @@ def check_same(values: Mapping[str, Any], config: TransformerConfig, where: str)
       ValueError: Names the field with both values.
     """
     for name in _SAME:
-        if name in values and getattr(config, name) != values[name]:
-            raise ValueError(
-                f"model.{name}: {getattr(config, name)!r} in the config, but {where} has "
-                f"{values[name]!r}"
-            )
+        if name not in values:
+            continue
+        ours, theirs = getattr(config, name), values[name]
+        if isinstance(ours, RopeScaling):
+            theirs = RopeScaling(**theirs)
+        elif isinstance(ours, tuple):  # a list in JSON
+            theirs = tuple(theirs)
+        if ours != theirs:
+            raise ValueError(f"model.{name}: {ours!r} in the config, but {where} has {theirs!r}")
 
 
 def tokenizer_path(spec: str, cache_folder) -> Path | epath.Path:
