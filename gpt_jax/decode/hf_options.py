@@ -97,7 +97,7 @@ class GenerateOptions:
     pad_token_id: int | None = None
     stop_strings: str | Sequence[str] | None = None
     prompt_lookup_num_tokens: int | None = None
-    num_assistant_tokens: int = 20
+    num_assistant_tokens: int = 4
 
     def __post_init__(self):
         for name in ("max_length", "max_new_tokens", "prompt_lookup_num_tokens"):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from gpt_jax.convert.open_model import OpenModel
+from gpt_jax.data.examples import Record
 from gpt_jax.evals.record_batches import record_batches
 from gpt_jax.models.transformer import Transformer, forward
 from gpt_jax.tasks.contract import Formatted
@@ -73,9 +74,8 @@ def class_scores(
         raise ValueError("texts: 0 are not at least 1")
     records = []
     for number, (text, pair) in enumerate(texts):
-        asked = Formatted(prompt=text, target="", text=text, pair=pair)
         # Told, and not cut: a label for half of a text would look like one for all of it.
-        record = encode_inputs(asked, opened.tokenizer, config, config.seq_len + 1)
+        record = _record(opened, text, pair, config.seq_len + 1)
         size = len(record["tokens"])
         if size > config.seq_len:
             right = f"at most the model's context of {config.seq_len}"
@@ -87,6 +87,18 @@ def class_scores(
         logits_BC = jax.device_get(_logits(opened.params, batch, model=opened.model))
         scores_nC[numbers] = logits_BC[: len(numbers)]
     return scores_nC
+
+
+def _record(opened: OpenModel, text: str, pair: str, room: int) -> Record:
+    """What the model reads; a decoder of Hugging Face's what its own tokenizer makes."""
+    config = opened.model.config
+    if config.family == "encoder" or not opened.generation:
+        asked = Formatted(prompt=text, target="", text=text, pair=pair)
+        return encode_inputs(asked, opened.tokenizer, config, room)
+    ids = opened.tokenizer.encode(text) + opened.tokenizer.encode(pair)
+    ids = [*opened.prefix_ids, *ids, *opened.suffix_ids][:room]
+    target = {"targets": np.array(0, np.int32), "loss_mask": np.array(0, np.float32)}
+    return {"tokens": np.array(ids, np.int32), **target}
 
 
 @functools.partial(jax.jit, static_argnames="model")

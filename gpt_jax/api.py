@@ -1,0 +1,356 @@
+"""The Python interface: a model and its tokenizer as one object, by Hugging Face's names.
+
+    import gpt_jax
+
+    model = gpt_jax.from_pretrained("runs/quickstart")
+    ids = model.encode("def ")
+    out = model.generate(ids, max_length=50, num_return_sequences=3, do_sample=True)
+    print(model.decode(out[0], skip_special_tokens=True))
+
+docs/python_api.md has the table of names, defaults and differences.
+"""
+
+import dataclasses
+import functools
+import itertools
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.convert.open_model import OpenModel, open_model
+from gpt_jax.data.chat_template import CHATML, Messages
+from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.decode.engine import Engine
+from gpt_jax.decode.hf_generate import (
+    Generated,
+    counted,
+    decode_rows,
+    ends_of,
+    generate_rows,
+    sampling_of,
+)
+from gpt_jax.decode.hf_options import generate_options
+from gpt_jax.decode.sampling_params import SamplingParams
+from gpt_jax.decode.text import Completion, Generator
+from gpt_jax.evals import classify as labels
+from gpt_jax.evals import embed as vectors
+from gpt_jax.evals.text_scores import TextScore, score_texts
+from gpt_jax.models.config import TransformerConfig
+from gpt_jax.parallel.startup import start
+
+# A text, or its ids.
+Input = str | Sequence[int] | np.ndarray
+# Of an answer, as in Hugging Face's pipeline.
+_CHAT_TOKENS = 256
+# Texts that are decoded together at most.
+_MAX_SLOTS = 32
+
+
+def from_pretrained(spec: str, *, step: int | None = None, quantize: bool = False) -> "Model":
+    """Opens a model.
+
+    Args:
+      spec: A run directory, a folder of Hugging Face's, "hf:DIR" or "gguf:FILE" ("hf:NAME" and
+        "gguf:NAME" are models that `gpt-jax data fetch` brought).
+      step: A run's checkpoint; None: its best or newest.
+      quantize: Weights become int8, which decodes faster and a little worse.
+
+    Raises:
+      ValueError: There is no model, or one that cannot be represented.
+    """
+    start()
+    opened = open_model(str(spec), step=step)
+    if quantize:
+        from gpt_jax.models.quantize import quantize as to_int8
+
+        opened = dataclasses.replace(opened, params=to_int8(opened.params))
+    return Model(opened)
+
+
+class Model:
+    """A model with its tokenizer.
+
+    Attributes:
+      opened: What was read: Flax model, parameters, tokenizer, ids and template.
+    """
+
+    def __init__(self, opened: OpenModel):
+        self.opened = opened
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"{self.name}: {c.family}, {c.num_layers} layers of {c.embed_dim}, "
+            f"vocabulary {c.vocab_size}, context {c.seq_len}"
+        )
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.opened.name
+
+    @property
+    def config(self) -> TransformerConfig:
+        """The architecture."""
+        return self.opened.model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; its own `encode` adds nothing to a text."""
+        return self.opened.tokenizer
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """Values of generation_config.json, the defaults of generate."""
+        return self.opened.generation
+
+    @property
+    def eos_token_id(self) -> int:
+        """The first of the ids that end a text."""
+        return self.opened.eos_ids[0]
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text; special tokens that it spells become those tokens, as in Hugging Face's.
+
+        Args:
+          text: The text.
+          add_special_tokens: With what the model is used to before and behind a text.
+        """
+        ids = self.tokenizer.encode_with_offsets(text, parse_special=True)[0]
+        if not add_special_tokens:
+            return ids
+        before, behind = vectors.around(self.opened)
+        return [*before, *ids, *behind]
+
+    def decode(self, ids: int | Sequence[int] | np.ndarray, skip_special_tokens=False) -> str:
+        """Text of ids."""
+        return self.tokenizer.decode(np.atleast_1d(ids), skip_special_tokens)
+
+    def batch_decode(self, rows: Sequence[Sequence[int]], skip_special_tokens=False) -> list[str]:
+        """Text of each row."""
+        return [self.decode(row, skip_special_tokens) for row in rows]
+
+    def apply_chat_template(
+        self, messages: Messages, add_generation_prompt: bool = False, tokenize: bool = True,
+        **extras: Any,
+    ) -> list[int] | str:  # fmt: skip
+        """A conversation as the model's chat template writes it: ids, or text without `tokenize`.
+
+        Raises:
+          ValueError: The model has no chat template, or it refuses the messages.
+        """
+        template = self.opened.chat_template
+        if template is None:
+            if not CHATML.fits(self.tokenizer):
+                raise ValueError(f"messages: {self.name} has no chat template")
+            template = CHATML
+        text = template.render(messages, add_generation_prompt, **extras)
+        return self.encode(text, add_special_tokens=False) if tokenize else text
+
+    def generate(
+        self,
+        inputs: Input | Sequence[Input],
+        *,
+        seed: int | None = None,
+        stream: bool = False,
+        streamer: Any = None,
+        assistant_model: "Model | None" = None,
+        return_dict_in_generate: bool = False,
+        **options: Any,
+    ) -> np.ndarray | Generated | Iterator[str]:
+        """Continues prompts; names, defaults and meaning of the options are Hugging Face's.
+
+        Args:
+          inputs: A text, ids, or a list or array of them, of any lengths. A text is encoded with
+            special tokens; ids are read as they are.
+          seed: The same one gives the same text; None: another one each time.
+          stream: Gives the pieces of one continuation's text as they come.
+          streamer: An object with put(ids) and end(), such as Hugging Face's; put gets the prompt
+            first and then each new token.
+          assistant_model: Proposes tokens, which are checked several at once: the same text,
+            sooner.
+          return_dict_in_generate: Gives log-probabilities too.
+          **options: As in decode.hf_options.GenerateOptions.
+
+        Returns:
+          int32[n * num_return_sequences, T]: prompt and continuation (an encoder_decoder's: start
+          token and answer), filled up on the right.
+
+        Raises:
+          ValueError: An option or a prompt is not allowed; the message names it.
+        """
+        rows = self._rows(inputs)
+        chosen = generate_options(options, self.generation_config)
+        seed = secrets.randbits(32) if seed is None else seed
+        draft = None if assistant_model is None else assistant_model.opened
+        if not (stream or streamer is not None):
+            generated = generate_rows(
+                self.opened, rows, chosen, seed=seed, draft=draft, make_engine=self._engine
+            )
+            return generated if return_dict_in_generate else generated.sequences
+        drafts = draft is not None or chosen.prompt_lookup_num_tokens is not None
+        if len(rows) != 1 or chosen.num_return_sequences * chosen.num_beams != 1 or drafts:
+            raise ValueError("stream: it is for one continuation of one prompt, without drafts")
+        before = counted(self.opened, rows)
+        asked = sampling_of(self.opened, before, chosen, seed)
+        news = decode_rows(self._engine(1), self.opened, rows, asked, num_steps=1)
+        # The first token is waited for, so that what is refused is told here.
+        ids = (token.id for new in itertools.chain([next(news)], news) for token in new.tokens)
+        if streamer is None:
+            return _pieces(self.tokenizer, ids, ends_of(self.opened, chosen))
+        return _put_into(streamer, before[0], ids)
+
+    def complete(
+        self, prompt: Input, *, seed: int | None = None, **sampling: Any
+    ) -> str | list[str]:
+        """Text in, text out, by our own names (decode.sampling_params.SamplingParams).
+
+        Returns:
+          The continuation alone; a list of them with n.
+
+        Raises:
+          ValueError: A value or the prompt is not allowed.
+        """
+        texts = [completion.text for completion in self.completions(prompt, seed=seed, **sampling)]
+        return texts if "n" in sampling else texts[0]
+
+    def completions(
+        self, prompt: Input, *, seed: int | None = None, **sampling: Any
+    ) -> list[Completion]:
+        """As complete, with tokens, log-probabilities and why each text ended."""
+        for name in ("stop", "stop_ids", "logit_bias"):
+            if isinstance(value := sampling.get(name), str):
+                sampling[name] = (value,)
+            elif isinstance(value, Mapping):
+                sampling[name] = tuple(value.items())
+            elif value is not None:
+                sampling[name] = tuple(map(_tuple, value))
+        seed = secrets.randbits(32) if seed is None else seed
+        params = SamplingParams(seed=seed, **sampling)
+        return self._generator.complete([_read(prompt)], params)
+
+    def chat(self, messages: Messages | str, *, stream: bool = False, **options: Any):
+        """The assistant's next turn as text; generate's options, but for max_new_tokens=256.
+
+        Args:
+          messages: Dicts with `role` and `content`; a text is one turn of the user.
+          stream: Gives it piece by piece.
+          **options: As generate's.
+
+        Raises:
+          ValueError: The model has no chat template, or as generate.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        ids = self.apply_chat_template(messages, add_generation_prompt=True)
+        if not {"max_length", "max_new_tokens"} & set(options):
+            options["max_new_tokens"] = _CHAT_TOKENS
+        if stream:
+            return self.generate(ids, stream=True, **options)
+        (row,) = self.generate(ids, **options)
+        return self.decode(row[len(ids) :], skip_special_tokens=True)
+
+    def score(
+        self, texts: str | Sequence[str], contexts: str | Sequence[str] | None = None
+    ) -> TextScore | list[TextScore]:
+        """Log-probabilities of each token of texts; see evals.text_scores."""
+        if isinstance(texts, str):
+            return score_texts(self.opened, [texts], None if contexts is None else [contexts])[0]
+        return score_texts(self.opened, texts, contexts)
+
+    def embed(self, texts: str | Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Vectors of length 1, f32[n, D]; [D] of one text. See evals.embed."""
+        if isinstance(texts, str):
+            return vectors.embed(self.opened, [texts])[0]
+        return vectors.embed(self.opened, texts, batch_size)
+
+    def classify(self, texts, top_k: int | None = 1, function_to_apply: str | None = None):
+        """Classes of texts, in the form of Hugging Face's pipeline "text-classification".
+
+        Args:
+          texts: A text, a dict of `text` and `text_pair`, or a list of them.
+          top_k: How many of the best classes; None: all. With a value that is not 1, a list a text.
+          function_to_apply: "softmax", "sigmoid" or "none"; None: sigmoid of a single class, else
+            softmax.
+
+        Returns:
+          [{"label": ..., "score": ...}] a text.
+
+        Raises:
+          ValueError: The model has another head, or a text is too long.
+        """
+        asked = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        pairs = [
+            (text, "") if isinstance(text, str) else (text["text"], text.get("text_pair") or "")
+            for text in asked
+        ]
+        found = labels.classify(self.opened, pairs, top_k=top_k, function=function_to_apply)
+        if isinstance(texts, Mapping):
+            return found[0][0] if top_k == 1 else found[0]
+        if isinstance(texts, str):
+            return found[0]
+        return [best[0] for best in found] if top_k == 1 else found
+
+    __call__ = classify
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        opened = self.opened
+        return Generator(
+            opened.model, opened.params, opened.tokenizer, prefix_ids=opened.prefix_ids,
+            suffix_ids=opened.suffix_ids, eos_ids=opened.eos_ids,
+        )  # fmt: skip
+
+    def _engine(self, num_texts: int) -> Engine:
+        """One of its own for each call: two streams may be read in turns."""
+        opened = self.opened
+        return Engine(
+            opened.model, opened.params, vocab_size=self.tokenizer.vocab_size,
+            eos_ids=opened.eos_ids, max_slots=min(num_texts, _MAX_SLOTS),
+        )  # fmt: skip
+
+    def _rows(self, inputs: Input | Sequence[Input]) -> list[list[int]]:
+        if isinstance(inputs, str):
+            return [self.encode(inputs)]
+        if len(inputs) and isinstance(inputs[0], int | np.integer):
+            return [_ids(inputs)]
+        return [self.encode(row) if isinstance(row, str) else _ids(row) for row in inputs]
+
+
+def _pieces(tokenizer: Tokenizer, ids: Iterator[int], ends: tuple[int, ...]) -> Iterator[str]:
+    """Whole characters as they come."""
+    streamer = tokenizer.streamer()
+    for token_id in ids:
+        if token_id not in ends and (piece := streamer.put(token_id)):
+            yield piece
+    if piece := streamer.flush():
+        yield piece
+
+
+def _put_into(streamer: Any, before: Sequence[int], ids: Iterator[int]) -> np.ndarray:
+    """Gives a streamer the prompt and then each token; int32[1, T], all of them."""
+    whole = list(before)
+    streamer.put(np.array([whole], np.int32))
+    for token_id in ids:
+        whole.append(token_id)
+        streamer.put(np.array([token_id], np.int32))
+    streamer.end()
+    return np.array([whole], np.int32)
+
+
+def _ids(row: Sequence[int] | np.ndarray) -> list[int]:
+    """A row of ids as integers."""
+    ids = np.asarray(row)
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError("inputs: a row is a text or a list of ids")
+    return ids.tolist()
+
+
+def _read(prompt: Input) -> str | list[int]:
+    return prompt if isinstance(prompt, str) else _ids(prompt)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
