@@ -1,5 +1,6 @@
 """A run directory made of a Hugging Face or GGUF source."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,7 +54,9 @@ def import_run(spec: str, to: epath.PathLike, skip: Iterable[str] = ()) -> RunCo
     config = _config(spec)
     tokenizer = load_tokenizer(config.data.tokenizer)
     mesh = make_mesh(MeshConfig())
-    params = _params(spec, config.model, abstract_on_mesh(Transformer(config.model), mesh), skip)
+    # Stacked as a checkpoint has them, so that they are written as they lie.
+    stacked = dataclasses.replace(config.model, scan=True)
+    params = _params(spec, config.model, abstract_on_mesh(Transformer(stacked), mesh), skip)
     to.mkdir(parents=True, exist_ok=True)
     tokenizer.save(to / layout.TOKENIZER)
     template = ChatTemplate.load(config.data.tokenizer)

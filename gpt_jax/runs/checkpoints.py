@@ -19,6 +19,8 @@ from gpt_jax.types import Tree
 
 # Two items, so that a reader of parameters never touches the optimizer's slots.
 _PARAMS, _REST, _MANIFEST = "params", "rest", "manifest"
+# Bytes that are written at a time where memory counts more than speed.
+_IN_FLIGHT = 1 << 26
 
 
 _stack = jax.jit(canonical.stack)
@@ -38,6 +40,11 @@ def _canonical(state: Any) -> dict[str, jax.Array]:
 @jax.jit
 def _digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: digest(array) for name, array in arrays.items()}
+
+
+def _digests_one_by_one(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    # All in one program would have the bits of all of them in memory.
+    return {name: jax.device_get(_digests({"": array})[""]) for name, array in arrays.items()}
 
 
 @dataclasses.dataclass
@@ -64,19 +71,35 @@ class Checkpoints:
       directory: The folder.
       keep: How many of the newest steps are kept, besides the best ones that `save` is told; None:
         the folder is only read.
+      in_flight: Bytes that a save may hold beside the arrays, at least those of the largest. The
+        arrays must then stay as they are until it is complete. None: as many as make it fast.
     """
 
-    def __init__(self, directory: epath.PathLike, *, keep: int | None = None):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        *,
+        keep: int | None = None,
+        in_flight: int | None = None,
+    ):
         # Orbax wants an absolute path; a URL is one.
         path = os.fspath(directory)
         self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
         self._retention = _Retention(keep)
+        self._in_flight = in_flight
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._retention,
             cleanup_tmp_directories=keep is not None,
             create=keep is not None,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = None
+        if in_flight:
+            # Orbax counts in 10^9 bytes.
+            handler = ocp.StandardCheckpointHandler(save_concurrent_gb=in_flight / 1e9)
+            handlers = {_PARAMS: handler, _MANIFEST: ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=handlers
+        )
 
     def steps(self) -> list[int]:
         """Steps that are saved, oldest first; after `wait`, all of them whole."""
@@ -94,8 +117,11 @@ class Checkpoints:
           best: Steps (runs.best.best_steps) that are kept besides the newest.
         """
         self._retention.best = frozenset(best)
-        arrays = _canonical(state)
-        digests = jax.device_get(_digests(arrays))
+        if self._in_flight and canonical.is_canonical(leaves := trees.flatten(state)):
+            arrays, digests = leaves, _digests_one_by_one(leaves)
+        else:
+            arrays = _canonical(state)
+            digests = jax.device_get(_digests(arrays))
         manifest = {
             "leaves": {
                 name: {
@@ -199,7 +225,8 @@ def save_params(directory: epath.PathLike, params: Tree, metadata: dict[str, Any
     """
     if epath.Path(directory).exists():
         epath.Path(directory).rmtree()
-    checkpoints = Checkpoints(directory, keep=1)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    checkpoints = Checkpoints(directory, keep=1, in_flight=max(largest, _IN_FLIGHT))
     try:
         checkpoints.save(0, {_PARAMS: params}, metadata)
     finally:
