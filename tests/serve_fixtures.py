@@ -8,12 +8,13 @@ from typing import NamedTuple
 import flax.linen as nn
 import httpx
 import jax
+import numpy as np
 import uvicorn
-from gpt_jax.decode.engine import QueueFull
 
 from gpt_jax.convert.open_model import OpenModel
 from gpt_jax.data.chat_template import CHATML_TOKENS, ChatTemplate
 from gpt_jax.data.tokenizers import byte_tokenizer
+from gpt_jax.decode.engine import QueueFull
 from gpt_jax.decode.request import Output, Token
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
@@ -41,10 +42,11 @@ def tiny_model(name: str = "tiny", template: ChatTemplate | None = TOOL_TEMPLATE
         "embed_dim": 32, "mlp_dim": 64, "num_heads": 2, "dtype": "float32", **values,
     })  # fmt: skip
     model = Transformer(config, "cpu")
-    tokens = jax.numpy.zeros((1, 4), "int32")
-    params = nn.unbox(model.init(jax.random.key(0), tokens))["params"]
+    tokens = np.zeros((1, 4), np.int32)
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens))["params"]
     # Weights as small as they begin would make all tokens equally likely.
-    params = jax.tree.map(lambda x: x * 4, params)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
     return OpenModel(
         name=name, model=model, params=params, tokenizer=TOKENIZER, prefix_ids=(EOS,),
         suffix_ids=(), eos_ids=(EOS,), chat_template=template, generation={}, labels=(),

@@ -60,7 +60,7 @@ class _Work:
         """The answer in one piece."""
         texts: list[str] = [""] * len(self.choices)
         calls: list[list[Call]] = [[] for _ in self.choices]
-        async for piece in self.generation.pieces(self.service.settings.request_timeout_s):
+        async for piece in self.generation.pieces():
             self.choices[piece.sample].put(piece)
             text, called = self.read(piece.sample, piece.text, piece.finish_reason is not None)
             texts[piece.sample] += text
@@ -92,7 +92,7 @@ class _Work:
 
         for i in range(len(self.choices)):
             yield chunk(i, {"role": "assistant", "content": "", "refusal": None})
-        async for piece in self.generation.pieces(self.service.settings.request_timeout_s):
+        async for piece in self.generation.pieces():
             i, ended = piece.sample, piece.finish_reason is not None
             placed = self.choices[i].put(piece)
             text, calls = self.read(i, piece.text, ended)
@@ -124,11 +124,12 @@ async def chat(request: HttpRequest, service: Service) -> Response:
     _check(service, body)
     asked = await service.prepare(_request, service, body)
     ends = sampling.end_ids(service, asked.params)
-    generation = await service.runner.submit(Prompted([asked], ends, bool(body.stream)))
+    timeout = service.settings.request_timeout_s
+    generation = await service.runner.submit(Prompted([asked], ends, bool(body.stream)), timeout)
     work = _Work(service, body, name, generation)
     if not body.stream:
         return await answer(request, work.whole())
-    return EventStream(work.chunks(), generation, service.settings.request_timeout_s + 5)
+    return EventStream(work.chunks(), generation, timeout + 5)
 
 
 def _check(service: Service, body: ChatRequest) -> None:

@@ -74,7 +74,7 @@ class _Work:
     async def whole(self) -> dict:
         """The answer in one piece."""
         echoes: dict[int, tuple[str, list[Placed]]] = {}
-        async for piece in self.generation.pieces(self.service.settings.request_timeout_s):
+        async for piece in self.generation.pieces():
             if piece.prompt not in echoes:
                 echoes[piece.prompt] = self.echo(piece.prompt)
             self.choices[piece.prompt][piece.sample].put(piece)
@@ -105,7 +105,7 @@ class _Work:
             return {**self.head, "choices": [choice], **extra}
 
         begun: set[int] = set()
-        async for piece in self.generation.pieces(self.service.settings.request_timeout_s):
+        async for piece in self.generation.pieces():
             if piece.prompt not in begun:
                 begun.add(piece.prompt)
                 text, placed = self.echo(piece.prompt)
@@ -132,11 +132,12 @@ async def completions(request: HttpRequest, service: Service) -> Response:
     prompts, requests = await service.prepare(_requests, service, body)
     ends = sampling.end_ids(service, requests[0].params)
     streams = bool(body.stream)
-    generation = await service.runner.submit(Prompted(requests, ends, streams))
+    timeout = service.settings.request_timeout_s
+    generation = await service.runner.submit(Prompted(requests, ends, streams), timeout)
     work = _Work(service, body, name, prompts, generation)
     if not streams:
         return await answer(request, work.whole())
-    return EventStream(work.chunks(), generation, service.settings.request_timeout_s + 5)
+    return EventStream(work.chunks(), generation, timeout + 5)
 
 
 def _check(service: Service, body: CompletionRequest) -> None:

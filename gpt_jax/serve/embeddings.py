@@ -28,7 +28,8 @@ async def embeddings(request: Request, service: Service) -> Response:
         most = service.settings.max_prompts
         raise bad_request("input", f"{len(inputs)} are above this server's limit of {most}")
     ids = await service.prepare(_ids, service, inputs)
-    vectors = await service.runner.call(lambda: _embed(service, ids))
+    timeout = service.settings.request_timeout_s
+    vectors = await service.runner.call(lambda: _embed(service, ids), timeout)
     as_base64 = body.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": i, "embedding": _encoded(vector, as_base64)}

@@ -79,6 +79,11 @@ def too_many(message: str) -> ApiError:
     return ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": "1"})
 
 
+def too_long(seconds: float) -> ApiError:
+    """An answer would have come too late."""
+    return ApiError(504, f"The answer took longer than {seconds:g} seconds.", code="timeout")
+
+
 def model_not_found(name: str) -> ApiError:
     """Another model than the one that is served."""
     return ApiError(404, f"The model {name[:200]!r} does not exist.", "model", "model_not_found")

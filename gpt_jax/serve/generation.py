@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
 from gpt_jax.decode.request import Request, Token
-from gpt_jax.serve.errors import ApiError
+from gpt_jax.serve.errors import ApiError, too_long
 
 
 class Piece(NamedTuple):
@@ -48,37 +48,41 @@ class Generation:
       jobs: The engine's, one a prompt; complete when the first piece comes.
     """
 
-    def __init__(self, prompted: Prompted, on_cancel: Callable[["Generation"], None]):
+    def __init__(
+        self, prompted: Prompted, on_cancel: Callable[["Generation"], None], timeout: float
+    ):
+        """
+        Args:
+          prompted: What is generated.
+          on_cancel: Called once, if it ends before all texts have.
+          timeout: Seconds that all pieces may take together.
+        """
         self.prompted = prompted
         self.jobs: list = []
         self.loop = asyncio.get_running_loop()
         self.accepted: asyncio.Future[None] = self.loop.create_future()
         self._waiting: asyncio.Queue[Piece | ApiError] = asyncio.Queue()
-        self._on_cancel = on_cancel
+        self._on_cancel, self._timeout = on_cancel, timeout
         self._left = sum(request.params.n for request in prompted.requests)
 
     def put(self, item: Piece | ApiError) -> None:
         """Called in the event loop."""
         self._waiting.put_nowait(item)
 
-    async def pieces(self, timeout: float) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[Piece]:
         """All pieces until every text has ended.
-
-        Args:
-          timeout: Seconds for all of them.
 
         Raises:
           ApiError: what generates failed, or took too long.
         """
-        deadline = self.loop.time() + timeout
+        deadline = self.loop.time() + self._timeout
         try:
             while self._left:
                 try:
                     async with asyncio.timeout_at(deadline):
                         item = await self._waiting.get()
                 except TimeoutError:
-                    said = f"The answer took longer than {timeout:g} seconds."
-                    raise ApiError(504, said, code="timeout") from None
+                    raise too_long(self._timeout) from None
                 if isinstance(item, ApiError):
                     self._left = 0
                     raise item

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt_jax.decode.engine import QueueFull
 from gpt_jax.decode.text import TextStream
-from gpt_jax.serve.errors import ApiError, from_value_error, internal, too_many
+from gpt_jax.serve.errors import ApiError, from_value_error, internal, too_long, too_many
 from gpt_jax.serve.generation import Generation, Piece, Prompted
 
 _LOG = logging.getLogger("gpt_jax.serve")
@@ -76,23 +76,35 @@ class Runner:
         since = self._busy_since
         return since is not None and time.monotonic() - since > timeout
 
-    async def submit(self, prompted: Prompted) -> Generation:
+    async def submit(self, prompted: Prompted, timeout: float) -> Generation:
         """Begins to generate; all prompts are accepted or none.
+
+        Args:
+          prompted: What to generate.
+          timeout: Seconds until the engine must have taken it, and again until it must be done.
 
         Raises:
           ApiError: 400 for a prompt that the engine refuses, 429 where there is no place.
         """
-        generation = Generation(prompted, self._cancel_later)
+        generation = Generation(prompted, self._cancel_later, timeout)
         self._commands.put(lambda: self._accept(generation))
         try:
-            await generation.accepted
+            async with asyncio.timeout(timeout):
+                await generation.accepted
+        except TimeoutError:
+            generation.cancel()
+            raise too_long(timeout) from None
         except asyncio.CancelledError:
             generation.cancel()
             raise
         return generation
 
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """A computation between two steps."""
+    async def call(self, function: Callable[[], Any], timeout: float) -> Any:
+        """A computation between two steps.
+
+        Raises:
+          ApiError: it took too long.
+        """
         loop = asyncio.get_running_loop()
         result: asyncio.Future = loop.create_future()
 
@@ -107,7 +119,11 @@ class Runner:
                 self._tell(loop, lambda: result.done() or result.set_result(value))
 
         self._commands.put(run)
-        return await result
+        try:
+            async with asyncio.timeout(timeout):
+                return await result
+        except TimeoutError:
+            raise too_long(timeout) from None
 
     def _warm(self, warm_up: Callable[[Any], None]) -> None:
         try:
