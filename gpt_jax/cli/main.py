@@ -15,7 +15,8 @@ _COMMANDS = {
     "train": "train, or continue a run",
     "evaluate": "score a run",
     "generate": "continue a text with a run",
-    "convert": "make a run of a pretrained model",
+    "serve": "answer OpenAI's clients over HTTP, with a page to try",
+    "convert": "make a run of a pretrained model, or Hugging Face's files of a run",
 }
 _USER_MISTAKE = 2
 # A path that is not there, not a folder, or not ours to write.
