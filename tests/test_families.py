@@ -14,7 +14,8 @@ from gpt_jax.decode.engine import Engine
 from gpt_jax.decode.generate import generate
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.models.transformer import Transformer, init_params
+from gpt_jax.models.transformer import Transformer, init_params, make_cache
+from gpt_jax.ops import attention, products
 from gpt_jax.runs import canonical
 from gpt_jax.scaling import counts
 
@@ -34,7 +35,20 @@ ORIGINAL = TransformerConfig(
     scale_embedding=True, start_id=0,
 )  # fmt: skip
 PREFIX = TransformerConfig(**SIZES, read_prompts_whole=True)
-CONFIGS = {"encoder": ENCODER, "t5": T5, "original": ORIGINAL, "prefix": PREFIX}
+# Every kind of layer: a window or none, two bases of the rotary positions or none.
+WINDOWED = TransformerConfig(
+    **SIZES | {"num_layers": 4}, window=3, global_layers=(1, 2), unrotated_layers=(2,),
+    rope_theta=100.0, rope_local_theta=10.0, rope_scaling={"kind": "linear", "factor": 2.0},
+    norm="rmsnorm_plus_one", norm_order="sandwich", attention_softcap=2.0, score_width=6,
+    qkv_bias=True, activation="geglu", scale_embedding=True, tied=True, logit_softcap=4.0,
+)  # fmt: skip
+CONFIGS = {
+    "windowed": WINDOWED,
+    "encoder": ENCODER,
+    "t5": T5,
+    "original": ORIGINAL,
+    "prefix": PREFIX,
+}
 
 
 def make(config, seed=0):
@@ -87,7 +101,85 @@ def test_ranks_say_who_sees_whom():
     np.testing.assert_array_equal(sees(one, key_ranks=key, query_ranks=query), expected == 1)
 
 
-@pytest.mark.parametrize("name", ["encoder", "t5", "original"])
+def test_a_window_hides_what_lies_before_it():
+    one = dataclasses.replace(WINDOWED, num_layers=1, global_layers=(), unrotated_layers=())
+    band = np.tri(6, dtype=bool) & ~np.tri(6, k=-3, dtype=bool)
+    np.testing.assert_array_equal(sees(one), band)
+    ranks = jnp.arange(6)[None]
+    np.testing.assert_array_equal(sees(one, key_ranks=ranks, query_ranks=ranks), band)
+    # A second layer sees what the first one's tokens have seen; a global one sees all.
+    two = dataclasses.replace(one, num_layers=2)
+    np.testing.assert_array_equal(sees(two), np.tri(6, dtype=bool) & ~np.tri(6, k=-5, dtype=bool))
+    assert (sees(dataclasses.replace(two, global_layers=(1,))) == np.tri(6, dtype=bool)).all()
+
+
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_cache_longer_than_the_window_gives_the_full_forward_pass(scan):
+    model, params = make(WINDOWED)
+    tokens = ids(2, 14)
+    full = run(model, params, tokens)
+    if scan:
+        model = model.clone(config=dataclasses.replace(WINDOWED, scan=True))
+        like = nn.unbox(jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+        params = trees.unflatten(canonical.stack(params), like)
+        np.testing.assert_allclose(run(model, params, tokens), full, atol=2e-5)
+    cache, outputs = make_cache(model.config, 2, 20, "float32"), []
+    for start, stop in [(0, 5), *((i, i + 1) for i in range(5, 10)), (10, 14)]:
+        out, cache = run(model, params, tokens[:, start:stop], cache=cache)
+        outputs.append(out)
+    np.testing.assert_allclose(jnp.concatenate(outputs, 1), full, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["blocked", "xla"])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_windows_and_caps_are_the_same_in_all_implementations(implementation, softcap):
+    rng = np.random.default_rng(0)
+    shapes = (2, 150, 4, 8), (2, 150, 2, 8), (2, 150, 2, 8), (2, 150, 4, 8)
+    q, k, v, g = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+    segments = jnp.asarray(np.arange(150) // 90 + 1)[None].repeat(2, 0)
+
+    def pulled(name):
+        how = dict(
+            precision=products.precision("float32", "cpu"), segment_ids_BT=segments,
+            window=jnp.int32(40), softcap=softcap, scale=0.7, implementation=name,
+        )  # fmt: skip
+        out, pull = jax.vjp(lambda *x: attention.attention(*x, **how), q, k, v)
+        return out, *pull(g)
+
+    for ours, expected in zip(
+        jax.jit(pulled, static_argnums=0)(implementation),
+        jax.jit(pulled, static_argnums=0)("einsum"),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_layers": (4,)}, r"^model.global_layers: \(4,\) is not .*below num_layers 4"),
+        ({"window": 0}, "^model.global_layers: .* for models with a window"),
+        ({"window": 0, "global_layers": ()}, "^model.rope_local_theta: 10.0 .* a window"),
+        ({"read_prompts_whole": True}, "^model.window: 3 .*decoder"),
+        ({"positions": "learned"}, "^model.rope_local_theta: 10.0 .*rotary"),
+        ({"rope_scaling": {"kind": "ntk"}}, "^model.rope_scaling.kind: 'ntk' is not one of none"),
+        ({"rope_scaling": {"kind": "yarn"}}, "^model.rope_scaling.original_length: 0 is not above"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(WINDOWED, **changes)
+
+
+def test_a_window_saves_scores():
+    whole = dataclasses.replace(WINDOWED, window=0, global_layers=(), rope_local_theta=0.0)
+    saved = counts.flops_per_token(whole, 30) - counts.flops_per_token(WINDOWED, 30)
+    # Two layers of 4 heads of 4; of 30 keys (the rule's 15 on average) 3 * (2 - 0.1) remain.
+    assert saved == pytest.approx(6 * 2 * 16 * (30 - 5.7))
+    assert counts.flops_per_token(whole, 3) == counts.flops_per_token(WINDOWED, 3)
+
+
+@pytest.mark.parametrize("name", ["windowed", "encoder", "t5", "original"])
 def test_packed_equals_unpacked(name):
     model, params = make(CONFIGS[name])
     lengths, sources = (5, 3), (4, 6)
