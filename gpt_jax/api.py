@@ -12,7 +12,6 @@ docs/python_api.md has the table of names, defaults and differences.
 
 import dataclasses
 import functools
-import itertools
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,10 +25,10 @@ from gpt_jax.decode.engine import Engine
 from gpt_jax.decode.hf_generate import (
     Generated,
     counted,
-    decode_rows,
     ends_of,
     generate_rows,
-    sampling_of,
+    pieces,
+    stream_ids,
 )
 from gpt_jax.decode.hf_options import generate_options
 from gpt_jax.decode.sampling_params import SamplingParams
@@ -190,17 +189,12 @@ class Model:
                 self.opened, rows, chosen, seed=seed, draft=draft, make_engine=self._engine
             )
             return generated if return_dict_in_generate else generated.sequences
-        drafts = draft is not None or chosen.prompt_lookup_num_tokens is not None
-        if len(rows) != 1 or chosen.num_return_sequences * chosen.num_beams != 1 or drafts:
-            raise ValueError("stream: it is for one continuation of one prompt, without drafts")
-        before = counted(self.opened, rows)
-        asked = sampling_of(self.opened, before, chosen, seed)
-        news = decode_rows(self._engine(1), self.opened, rows, asked, num_steps=1)
-        # The first token is waited for, so that what is refused is told here.
-        ids = (token.id for new in itertools.chain([next(news)], news) for token in new.tokens)
-        if streamer is None:
-            return _pieces(self.tokenizer, ids, ends_of(self.opened, chosen))
-        return _put_into(streamer, before[0], ids)
+        ids = stream_ids(
+            self.opened, rows, chosen, seed=seed, draft=draft, make_engine=self._engine
+        )
+        if streamer is not None:
+            return _put_into(streamer, counted(self.opened, rows)[0], ids)
+        return pieces(self.tokenizer, ids, ends_of(self.opened, chosen))
 
     def complete(
         self, prompt: Input, *, seed: int | None = None, **sampling: Any
@@ -317,16 +311,6 @@ class Model:
         if len(inputs) and isinstance(inputs[0], int | np.integer):
             return [_ids(inputs)]
         return [self.encode(row) if isinstance(row, str) else _ids(row) for row in inputs]
-
-
-def _pieces(tokenizer: Tokenizer, ids: Iterator[int], ends: tuple[int, ...]) -> Iterator[str]:
-    """Whole characters as they come."""
-    streamer = tokenizer.streamer()
-    for token_id in ids:
-        if token_id not in ends and (piece := streamer.put(token_id)):
-            yield piece
-    if piece := streamer.flush():
-        yield piece
 
 
 def _put_into(streamer: Any, before: Sequence[int], ids: Iterator[int]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The Python interface for people who know Hugging Face's: names, defaults, refusals, results."""
 
+import dataclasses
+import functools
 import subprocess
 import sys
 
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 from test_embed import opened
 
+from gpt_jax.api import Model
+from gpt_jax.data.chat_template import ChatTemplate
 from gpt_jax.decode.hf_options import generate_options
 from gpt_jax.evals.text_scores import score_texts
 
@@ -102,3 +106,121 @@ def test_a_text_s_tokens_are_scored_one_by_one():
 def test_what_has_no_score_is_told(texts, contexts, told):
     with pytest.raises(ValueError, match=told):
         score_texts(opened("decoder"), texts, contexts)
+
+
+@functools.cache
+def model(family="decoder"):
+    return Model(opened(family))
+
+
+def test_the_articles_lines_run():
+    m = model()
+    ids = m.encode("one cat")
+    out = m.generate(ids, max_length=20, num_return_sequences=3, do_sample=True, seed=1)
+    assert ids == [256, *b"one cat"] and out.shape[0] == 3 and out.shape[1] <= 20
+    assert out.dtype == np.int32 and out[:, : len(ids)].tolist() == [ids] * 3
+    texts = m.batch_decode(out, skip_special_tokens=True)
+    assert all(text.startswith("one cat") for text in texts) and len(set(texts)) == 3
+    assert m.decode(out[0]).startswith("<|endoftext|>one cat")
+    # The same seed, the same text; equal prompts are drawn apart; no seed, another one each time.
+    how = {"max_new_tokens": 6, "do_sample": True}
+    twice = m.generate([ids, ids], seed=1, **how)
+    np.testing.assert_array_equal(m.generate(ids, seed=1, **how)[0], twice[0])
+    assert twice[0].tolist() != twice[1].tolist()
+    drawn = {tuple(m.generate(ids, **how)[0]) for _ in range(4)}
+    assert len(drawn) > 1
+
+
+def test_rows_of_unequal_length_are_filled_up_on_the_right():
+    m = model()
+    prompts = ["one", [256, 97], np.array([256, 98, 99])]
+    out = m.generate(prompts, max_new_tokens=5, pad_token_id=7, eos_token_id=-1)
+    for row, prompt in zip(out, (b"\x00one", b"\x00a", b"\x00bc"), strict=True):
+        ids = [256, *prompt[1:]]
+        assert row[: len(ids)].tolist() == ids
+        assert set(row[len(ids) + 5 :].tolist()) <= {7}
+    assert out.shape == (3, 9)
+    scored = m.generate(prompts, max_new_tokens=5, return_dict_in_generate=True)
+    np.testing.assert_array_equal(scored.sequences[0, 4:], out[0, 4:])
+    score = m.score(m.decode(out[0, 1:]))
+    assert out[0, 1:].max() > 127 or np.allclose(scored.logprobs[0], score.logprobs[4:], atol=1e-5)
+
+
+def test_a_stream_is_the_text_and_two_may_be_read_in_turns():
+    m = model()
+    how = {"max_new_tokens": 12, "eos_token_id": -1}
+    whole = [m.decode(m.generate(p, **how)[0][len(p) + 1 :]) for p in ("one", "two")]
+    one, two = m.generate("one", stream=True, **how), m.generate("two", stream=True, **how)
+    found = ["", ""]
+    for _ in range(12):
+        for i, pieces in enumerate((one, two)):
+            found[i] += next(pieces, "")
+    assert found == whole
+    with pytest.raises(ValueError, match="stream: it is for one continuation"):
+        m.generate(["one", "two"], stream=True)
+    with pytest.raises(ValueError, match="prompt: 60 tokens are not fewer than the model's"):
+        m.generate([5] * 60, stream=True)
+
+
+def test_drafts_change_nothing_of_greedy_text():
+    m = model()
+    how = {"max_new_tokens": 16}
+    plain = m.generate(["one one one", "two"], **how)
+    looked_up = m.generate(["one one one", "two"], prompt_lookup_num_tokens=3, **how)
+    assisted = m.generate(["one one one", "two"], assistant_model=m, **how)
+    np.testing.assert_array_equal(plain, looked_up)
+    np.testing.assert_array_equal(plain, assisted)
+
+
+def test_complete_is_text_in_text_out():
+    m = model()
+    text = m.complete("one", max_tokens=6, temperature=0)
+    ids = m.generate("one", max_new_tokens=6)
+    assert text == m.decode(ids[0, 4:], skip_special_tokens=True)
+    several = m.complete("one", max_tokens=6, n=2, seed=3, logit_bias={97: 100.0}, stop="z")
+    assert several == ["a" * 6] * 2
+    (completion,) = m.completions("one", max_tokens=3, top_logprobs=2)
+    assert len(completion.tokens) == 3 and len(completion.tokens[0].top) == 2
+
+
+def test_a_chat_needs_a_template():
+    with pytest.raises(ValueError, match="messages: tiny has no chat template"):
+        model().chat("hello")
+    source = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}|{% endfor %}"
+    template = ChatTemplate(source + "{% if add_generation_prompt %}a:{% endif %}", "mine")
+    m = Model(dataclasses.replace(opened("decoder"), chat_template=template))
+    assert m.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "u:hi|"
+    ids = m.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True)
+    assert bytes(ids) == b"u:hi|a:"
+    answer = m.chat("hi", max_new_tokens=5)
+    expected = m.generate(ids, max_new_tokens=5)[0, len(ids) :]
+    assert answer == m.decode(expected, skip_special_tokens=True)
+    assert "".join(m.chat("hi", max_new_tokens=5, stream=True)) == answer
+
+
+@functools.cache
+def classifier():
+    head = {"head": "sequence", "num_classes": 3, "num_token_types": 2, "bias": True}
+    return Model(dataclasses.replace(opened("encoder", **head), labels=("bad", "so", "good")))
+
+
+def test_classes_have_the_pipeline_s_forms():
+    m = classifier()
+    one = m("a cat")
+    many = m.classify(["a cat", "two"])
+    every = m(["a cat"], top_k=None)
+    pair = m({"text": "a cat", "text_pair": "two"}, top_k=2)
+    assert one == [many[0]] == [every[0][0]] and set(one[0]) == {"label", "score"}
+    assert sum(each["score"] for each in every[0]) == pytest.approx(1)
+    assert {each["label"] for each in every[0]} == {"bad", "so", "good"}
+    assert len(pair) == 2 and pair[0]["score"] >= pair[1]["score"]
+    with pytest.raises(ValueError, match="function_to_apply: 'relu' is not one of softmax"):
+        m("a cat", function_to_apply="relu")
+    with pytest.raises(ValueError, match="writes no text"):
+        m.generate("a")
+
+
+def test_one_text_has_one_vector_and_one_score():
+    m = model()
+    assert m.embed("one").shape == (32,) and m.embed(["one", "two"]).shape == (2, 32)
+    assert m.score("one").ids == m.score(["one"])[0].ids

@@ -4,6 +4,7 @@ n rows in, each with its num_return_sequences rows out; T ids of the longest of 
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -160,6 +161,40 @@ def generate_rows(
     pad_id = options.pad_token_id if options.pad_token_id is not None else next(iter(ends), 0)
     whole = [[*before[i // each], *ids] for i, ids in enumerate(found)]
     return Generated(_filled(whole, pad_id).astype(np.int32), logprobs, scores)
+
+
+def stream_ids(
+    target: Writer,
+    rows: Rows,
+    options: GenerateOptions,
+    *,
+    seed: int,
+    draft: HasModel | None = None,
+    make_engine: Callable[[int], Engine],
+) -> Iterator[int]:
+    """The new ids of the one continuation of one row, as they come.
+
+    Raises:
+      ValueError: At the call: there are several, or as generate_rows.
+    """
+    drafts = draft is not None or options.prompt_lookup_num_tokens is not None
+    if len(rows) != 1 or options.num_return_sequences * options.num_beams != 1 or drafts:
+        raise ValueError("stream: it is for one continuation of one prompt, without drafts")
+    asked = sampling_of(target, counted(target, rows), options, seed)
+    news = decode_rows(make_engine(1), target, rows, asked, num_steps=1)
+    # The first token is waited for, so that what is refused is told here.
+    first = next(news)
+    return (token.id for new in itertools.chain([first], news) for token in new.tokens)
+
+
+def pieces(tokenizer: Tokenizer, ids: Iterator[int], ends: tuple[int, ...]) -> Iterator[str]:
+    """Their text, in whole characters, without the id that ends it."""
+    streamer = tokenizer.streamer()
+    for token_id in ids:
+        if token_id not in ends and (piece := streamer.put(token_id)):
+            yield piece
+    if piece := streamer.flush():
+        yield piece
 
 
 def counted(target: Writer, rows: Rows) -> Rows:
