@@ -76,10 +76,11 @@ def test_no_ngram_of_a_row_comes_twice():
     rows = [(n, length) for n in range(penalties.MAX_NGRAM + 1) for length in range(1, S + 1)]
     rng = np.random.default_rng(0)
     history_BS = rng.integers(0, V, (len(rows), S)).astype(np.int32)
-    # Rows of long n get a period, else nothing would ever match.
+    # Rows of long n get a period, else nothing would ever match, and some a break in it.
     for history_S, (n, _) in zip(history_BS, rows, strict=True):
         if n > 4:
             history_S[:] = np.tile(history_S[: n % 5 + 1], S)[:S]
+            history_S[rng.integers(2 * S) % (2 * S - 1) // 2] = 0
     ngram_B, length_B = np.array(rows, np.int32).T
     left_BV = forbid_ngrams(np.zeros((len(rows), V), np.float32), history_BS, length_B, ngram_B)
     found = 0
