@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.layer_kinds import LayerKind, of_layer
 from gpt_jax.ops import attention, normalization, positions, products
+from gpt_jax.ops.quantized import Quantized
 from gpt_jax.types import Array
 
 
@@ -71,7 +72,11 @@ def weight_init(config: TransformerConfig, fan_in: int, *, residual: bool = Fals
 
 
 def param(module: nn.Module, name: str, init, axes: tuple[str, ...], shape: tuple[int, ...]):
-    """An f32 parameter that names its logical axes."""
+    """An f32 parameter that names its logical axes; or what stands in its place as 8 bits."""
+    if module.has_variable("params", name):
+        given = module.get_variable("params", name)
+        if isinstance(given, Quantized):  # Flax would compare its parts with the f32 one
+            return given
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 

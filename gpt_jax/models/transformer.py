@@ -16,7 +16,7 @@ from gpt_jax.models.heads import MaskedLM, classify
 from gpt_jax.models.layer_kinds import rotary_tables
 from gpt_jax.models.layers import Context, LayerCache, Norm, param, weight_init
 from gpt_jax.models.stack import Stack
-from gpt_jax.ops import positions, products
+from gpt_jax.ops import positions, products, quantized
 from gpt_jax.parallel.sharding import constrain
 from gpt_jax.types import Array, Batch, Tree
 
@@ -150,7 +150,7 @@ class Transformer(nn.Module):
     ) -> Array:
         """The sum of all embeddings, f32; `table` names that of learned positions."""
         c = self.config
-        x_BTD = jnp.take(embedding, tokens_BT, axis=0)
+        x_BTD = quantized.look_up(embedding, tokens_BT)
         if c.scale_embedding:
             # As Gemma, whose factor has the precision of the model: in bf16 sqrt(3072) is 55.5.
             x_BTD = x_BTD * jnp.asarray(c.embed_dim**0.5, c.dtype).astype(x_BTD.dtype)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gpt_jax.ops.quantized import Quantized
 from gpt_jax.types import Array
 
 
@@ -26,25 +27,27 @@ class Precision:
       weight_gradient: x and the gradient are cast to it for dw, which is always emitted in f32.
       row_major: A product in `operands` is fast only if it contracts the last dim of its left
         operand, both laid out as written; what would contract a leading dim is transposed first.
+      by_sums: A few rows times weights that lie as [F, K] are faster as sums of products.
     """
 
     operands: str
     output: str
     weight_gradient: str
     row_major: bool = False
+    by_sums: bool = False
 
 
 # On CPU a bf16 product is fast only if it emits f32 and contracts the last dim of its left operand
 # (any other is computed in f32). On accelerators f32 outputs cost traffic.
 _PRECISIONS = {
-    ("cpu", "bfloat16"): Precision("bfloat16", "float32", "bfloat16", row_major=True),
-    ("cpu", "float32"): Precision("float32", "float32", "float32"),
+    ("cpu", "bfloat16"): Precision("bfloat16", "float32", "bfloat16", row_major=True, by_sums=True),
+    ("cpu", "float32"): Precision("float32", "float32", "float32", by_sums=True),
     ("accelerator", "bfloat16"): Precision("bfloat16", "bfloat16", "bfloat16"),
     ("accelerator", "float32"): Precision("float32", "float32", "float32"),
 }
 
 
-# Below so many rows a product is too small for the transposes to pay.
+# Below so many rows a product is too small for the transposes to pay, and by_sums holds.
 _FEW_ROWS = 64
 
 
@@ -83,18 +86,99 @@ def transposed(x: Array, axes: tuple[int, ...], split: int) -> Array:
     return jnp.concatenate([low.transpose(axes), high.transpose(axes)], axis=axes.index(split))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def project(
-    x: Array, w: Array, precision: Precision, num_contract: int = 1, output_first: bool = False
+    x: Array,
+    w: Array | Quantized,
+    precision: Precision,
+    num_contract: int = 1,
+    output_first: bool = False,
 ) -> Array:
     """Contracts the last `num_contract` dims of x[..., K] with the first ones of w[K, F].
 
     Returns [..., F] in `precision.output`. K and F stand for one or more dims each. With
-    `output_first` the weights are stored as w[F, K]: the embedding as the head.
+    `output_first` the weights are stored as w[F, K]: the embedding as the head. 8-bit weights
+    always are; they have no gradient.
     """
-    nx, n = x.ndim, num_contract
-    contract = (tuple(range(nx - n, nx)), _dims(w, n, output_first)[0])
+    if isinstance(w, Quantized):
+        return _project_quantized(x, w, precision, num_contract)
+    return _project(x, w, precision, num_contract, output_first)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _project(x, w, precision: Precision, num_contract: int, output_first: bool) -> Array:
+    num_lead = x.ndim - num_contract
+    num_rows = math.prod(x.shape[:num_lead])
+    exact = precision.operands == "float32"
+    if output_first and exact and precision.by_sums and 1 < num_rows < _FEW_ROWS:
+        return _by_sums(x, w, num_contract).astype(precision.output)
+    contract = (tuple(range(num_lead, x.ndim)), _dims(w, num_contract, output_first)[0])
     return _dot(x, w, contract, ((), ()), precision.operands, precision.output)
+
+
+def _by_sums(x: Array, w: Array, num_contract: int) -> Array:
+    """x[..., K] and w[F, K], f32 or int8, to f32 [..., F].
+
+    XLA:CPU makes one product of it, which reads w once, in its own dtype.
+    """
+    num_lead, num_free = x.ndim - num_contract, w.ndim - num_contract
+    x_MK = x.reshape(math.prod(x.shape[:num_lead]), -1).astype(jnp.float32)
+    w_FK = w.reshape(-1, x_MK.shape[1]).astype(jnp.float32)
+    y_FM = (w_FK[:, None] * x_MK).sum(-1)
+    return y_FM.T.reshape(*x.shape[:num_lead], *w.shape[:num_free])
+
+
+def _project_quantized(x: Array, w: Quantized, precision: Precision, num_contract: int) -> Array:
+    integers, num_lead = w.integers_FK, x.ndim - num_contract
+    num_rows = math.prod(x.shape[:num_lead])
+    if precision.by_sums and num_rows <= 2:
+        y = _one_or_two_rows(x.reshape(num_rows, -1), integers.reshape(w.scale_F.size, -1))
+        y = y.reshape(*x.shape[:num_lead], *w.scale_F.shape)
+    elif precision.by_sums and num_rows < _FEW_ROWS:
+        y = _by_sums(x, integers, num_contract)
+    else:
+        # On CPU nothing is gained by 16-bit operands that are made for one product.
+        dtype = "float32" if precision.by_sums else precision.operands
+        contract = (tuple(range(num_lead, x.ndim)), _dims(integers, num_contract, True)[0])
+        y = _dot(x, integers, contract, ((), ()), dtype, "float32")
+    return (y * w.scale_F).astype(precision.output)
+
+
+# XLA:CPU unrolls a sum of at most so many terms, and only then computes lanes in vectors.
+_MAX_TERMS = 24
+# Numbers of one vector register.
+_LANES = 8
+
+
+def _one_or_two_rows(x_MK: Array, integers_FK: Array) -> Array:
+    """f32[M, F]: each output as `lanes` sums of few terms, then their sum.
+
+    Two such sums go side by side, of both rows or of two halves of the only one: a reduction of
+    more than one operand stays a loop of its own, in which an integer is read, converted and used
+    in registers. Written as one sum it goes to a library that computes more slowly than it reads.
+    """
+    M, K = x_MK.shape
+    halves = 2 // M
+    lanes = _lanes(K, halves)
+    if not lanes:
+        return _by_sums(jnp.repeat(x_MK, halves, 0), integers_FK, 1)[:M]
+    shape = (K // (halves * lanes), halves, lanes)
+    w = integers_FK.reshape(-1, *shape).astype(jnp.float32)
+    x = x_MK.astype(jnp.float32).reshape(M, *shape)
+    terms = [w[:, :, h] * x[m, :, h] for m in range(M) for h in range(halves)]
+    zeros = [jnp.float32(0)] * 2
+    first, second = lax.reduce(terms, zeros, lambda a, b: [a[0] + b[0], a[1] + b[1]], (1,))
+    if M == 1:
+        return (first + second).sum(-1)[None]
+    return jnp.stack([first.sum(-1), second.sum(-1)])
+
+
+def _lanes(K: int, halves: int) -> int:
+    """The fewest lanes that leave at most _MAX_TERMS terms; 0: K cannot be split so."""
+    for lanes in range(_LANES, K // halves + 1, _LANES):
+        terms, rest = divmod(K, halves * lanes)
+        if not rest and terms <= _MAX_TERMS:
+            return lanes
+    return 0
 
 
 def _dims(w: Array, num_contract: int, output_first: bool):
@@ -106,7 +190,7 @@ def _dims(w: Array, num_contract: int, output_first: bool):
 
 
 def _project_fwd(x, w, precision, num_contract, output_first):
-    return project(x, w, precision, num_contract, output_first), (x, w)
+    return _project(x, w, precision, num_contract, output_first), (x, w)
 
 
 def _project_bwd(precision, num_contract, output_first, residuals, g):
@@ -140,7 +224,7 @@ def _contract_leading(x: Array, g: Array, num_lead: int, precision: Precision) -
     return dw.reshape(shape)
 
 
-project.defvjp(_project_fwd, _project_bwd)
+_project.defvjp(_project_fwd, _project_bwd)
 
 
 def to_compute(x: Array, precision: Precision) -> Array:
