@@ -87,13 +87,13 @@ def fill(
     num_rows = bucket(len(prompts))
     longest = max(len(prompt) - 1 for prompt in prompts)
     lengths = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
-    T = min(bucket(longest, MIN_BUCKET), length, model.config.seq_len)
+    T = min(bucket(longest, MIN_BUCKET), length)
     tokens_PT = padded([prompt[:-1] for prompt in prompts], num_rows, T)
     lengths_P = np.zeros(num_rows, np.int32)
     lengths_P[: len(prompts)] = lengths
     source_PS = source_lengths_P = None
     if sources is not None:
-        size = min(bucket(max(map(len, sources)), MIN_BUCKET), model.config.seq_len)
+        size = bucket(max(map(len, sources)), MIN_BUCKET)
         source_PS = padded(sources, num_rows, size)
         source_lengths_P = np.zeros(num_rows, np.int32)
         source_lengths_P[: len(sources)] = [len(source) for source in sources]
@@ -116,15 +116,20 @@ def _fill(
         inside_PS = jnp.arange(source_PS.shape[1]) < source_lengths_P[:, None]
         inputs["encoder_tokens"] = source_PS
         inputs["encoder_segment_ids"] = inside_PS.astype(jnp.int32)
+        where_PS = jnp.broadcast_to(jnp.arange(source_PS.shape[1]), source_PS.shape)
+        inputs["encoder_positions"] = inside_context(model, where_PS)
     empty = make_cache(model.config, P, T, model.config.dtype)
-    cache = model.apply({"params": params}, tokens_PT, cache=empty, features=True, **inputs)[1]
-    missing = [(0, length - T), (0, 0), (0, 0)]
+    where_PT = inside_context(model, jnp.broadcast_to(jnp.arange(T), (P, T)))
+    cache = model.apply(
+        {"params": params}, tokens_PT, where_PT, cache=empty, features=True, **inputs
+    )[1]
+    missing = [(0, length - T), (0, 0)]
 
     def longer(old: Array) -> Array:
-        return jnp.pad(old, [(0, 0)] * (old.ndim - 3) + missing)
+        return jnp.pad(old, [(0, 0)] * (old.ndim - 2) + missing)
 
     def layer(old: LayerCache) -> LayerCache:
-        return old.replace(k_BSKH=longer(old.k_BSKH), v_BSKH=longer(old.v_BSKH))
+        return old.replace(k_BKSH=longer(old.k_BKSH), v_BKSH=longer(old.v_BKSH))
 
     layers = jax.tree.map(layer, cache.layers, is_leaf=lambda x: isinstance(x, LayerCache))
     # What stands behind a prompt's true length is not seen, and overwritten.
@@ -132,11 +137,16 @@ def _fill(
     return take_rows(cache, prompt_B)
 
 
+def inside_context(model: Transformer, positions: Array) -> Array:
+    """Positions that the model has: padding beyond its context would be read as NaN."""
+    return jnp.minimum(positions, model.config.seq_len - 1)
+
+
 def take_rows(cache: Cache, rows_B: Array, *, memory: bool = True) -> Cache:
     """The cache of other rows.
 
     Args:
-      cache: Leaves [B, S, K, H], or [L, B, S, K, H] with stacked layers.
+      cache: Leaves [B, K, S, H], or [L, B, K, S, H] with stacked layers.
       rows_B: Which old row each new one is.
       memory: Also what an encoder left; needless where rows change places within a prompt.
     """
@@ -145,11 +155,11 @@ def take_rows(cache: Cache, rows_B: Array, *, memory: bool = True) -> Cache:
         return None if old is None else jnp.take(old, rows_B, axis=old.ndim - 4)
 
     def layer(old: LayerCache) -> LayerCache:
-        new = old.replace(k_BSKH=take(old.k_BSKH), v_BSKH=take(old.v_BSKH))
+        new = old.replace(k_BKSH=take(old.k_BKSH), v_BKSH=take(old.v_BKSH))
         if not memory:
             return new
         return new.replace(
-            memory_k_BSKH=take(old.memory_k_BSKH), memory_v_BSKH=take(old.memory_v_BSKH)
+            memory_k_BKSH=take(old.memory_k_BKSH), memory_v_BKSH=take(old.memory_v_BKSH)
         )
 
     layers = jax.tree.map(layer, cache.layers, is_leaf=lambda x: isinstance(x, LayerCache))
