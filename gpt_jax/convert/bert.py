@@ -1,9 +1,10 @@
-"""BERT's import table, with the heads of its classes (arXiv:1810.04805)."""
+"""BERT's table, with the heads of its classes (arXiv:1810.04805)."""
 
 from typing import Any
 
 from gpt_jax.convert.hf_config import HFConfig
 from gpt_jax.convert.table import Entry, Family, Rule, linear, vector
+from gpt_jax.models.config import TransformerConfig
 
 _ACTIVATIONS = {
     "gelu": "gelu_exact",
@@ -40,6 +41,27 @@ def _values(config: HFConfig) -> dict[str, Any]:
         "activation": config.choice("hidden_act", _ACTIVATIONS, "gelu"),
         "bias": True, "qk_norm": False, "scale_embedding": False, "scale_logits": False,
         "scale_attention": True, "init": "gpt2",
+    }  # fmt: skip
+
+
+_CLASSES = {
+    "mlm": "BertForMaskedLM",
+    "sequence": "BertForSequenceClassification",
+    "tokens": "BertForTokenClassification",
+    "span": "BertForQuestionAnswering",
+}
+
+
+def _to_config(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        "architectures": [_CLASSES.get(config.head, "BertModel")], "model_type": "bert",
+        "vocab_size": config.vocab_size, "max_position_embeddings": config.seq_len,
+        "hidden_size": config.embed_dim, "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads, "intermediate_size": config.mlp_dim,
+        "layer_norm_eps": config.norm_eps, "type_vocab_size": max(1, config.num_token_types),
+        "hidden_act": "gelu_new" if config.activation == "gelu" else "gelu",
+        "position_embedding_type": "absolute", "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
 
 
@@ -93,4 +115,5 @@ BERT = Family(
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
     tied=None,
+    to_config=_to_config,
 )

@@ -1,4 +1,4 @@
-"""Import tables of Gemma 1, 2 and 3 (text): arXiv:2403.08295, 2408.00118, 2503.19786.
+"""Tables of Gemma 1, 2 and 3 (text): arXiv:2403.08295, 2408.00118, 2503.19786.
 
 The weights of norms stay as they are, 0 for a factor of 1: model.norm "rmsnorm_plus_one".
 """
@@ -7,9 +7,16 @@ import dataclasses
 from typing import Any
 
 from gpt_jax.convert.hf_config import HFConfig
-from gpt_jax.convert.hf_layers import rope_values, sliding_layers, window_values
-from gpt_jax.convert.llama import LLAMA, QK_NORMS, decoder_values, layer
+from gpt_jax.convert.hf_layers import (
+    layer_types,
+    rope_config,
+    rope_values,
+    sliding_layers,
+    window_values,
+)
+from gpt_jax.convert.llama import LLAMA, QK_NORMS, decoder_config, decoder_values, layer
 from gpt_jax.convert.table import vector
+from gpt_jax.models.config import TransformerConfig
 
 # What transformers takes where the file says nothing.
 _HEAD_DIM, _SCORE_WIDTH, _WINDOW, _SCORE_CAP, _LOGIT_CAP = 256, 256, 4096, 50.0, 30.0
@@ -64,6 +71,41 @@ def _gemma3(config: HFConfig) -> dict[str, Any]:
     return values | rope
 
 
+_ACTIVATION = "gelu_pytorch_tanh"
+
+
+def _to_gemma(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        **decoder_config(config, "Gemma", "gemma"), **rope_config(config),
+        "hidden_act": _ACTIVATION, "hidden_activation": _ACTIVATION,
+    }  # fmt: skip
+
+
+def _layered_config(config: TransformerConfig, name: str, model_type: str) -> dict[str, Any]:
+    """Undoes `_layered`."""
+    return {
+        **decoder_config(config, name, model_type), "hidden_activation": _ACTIVATION,
+        "query_pre_attn_scalar": config.score_width or config.head_dim,
+        "sliding_window": config.window or _WINDOW, "layer_types": layer_types(config),
+        "final_logit_softcapping": config.logit_softcap or None,
+    }  # fmt: skip
+
+
+def _to_gemma2(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        **_layered_config(config, "Gemma2", "gemma2"), **rope_config(config),
+        "attn_logit_softcapping": config.attention_softcap or None,
+    }  # fmt: skip
+
+
+def _to_gemma3(config: TransformerConfig) -> dict[str, Any]:
+    name = "Gemma3" if config.head == "lm" else "Gemma3Text"
+    return {
+        **_layered_config(config, name, "gemma3_text"), **rope_config(config, two_bases=True),
+        "attn_logit_softcapping": None,
+    }  # fmt: skip
+
+
 _NORMS = (
     layer("input_layernorm", "attention_norm/scale", vector("embed_dim")),
     layer("post_attention_layernorm", "attention_post_norm/scale", vector("embed_dim")),
@@ -76,6 +118,10 @@ _WITHOUT_NORMS = tuple(
     if not entry.ours.endswith(("attention_norm/scale", "mlp_norm/scale"))
 )
 
-GEMMA = dataclasses.replace(LLAMA, values=_gemma, tied=True)
-GEMMA2 = dataclasses.replace(GEMMA, values=_gemma2, table=_WITHOUT_NORMS + _NORMS)
-GEMMA3 = dataclasses.replace(GEMMA2, values=_gemma3, table=GEMMA2.table + QK_NORMS)
+GEMMA = dataclasses.replace(LLAMA, values=_gemma, tied=True, to_config=_to_gemma)
+GEMMA2 = dataclasses.replace(
+    GEMMA, values=_gemma2, table=_WITHOUT_NORMS + _NORMS, to_config=_to_gemma2
+)
+GEMMA3 = dataclasses.replace(
+    GEMMA2, values=_gemma3, table=GEMMA2.table + QK_NORMS, to_config=_to_gemma3
+)

@@ -1,10 +1,11 @@
-"""GPT-2's import table.  Its products lie as ours, (in, out), with q, k and v side by side."""
+"""GPT-2's table.  Its products lie as ours, (in, out), with q, k and v side by side."""
 
 from typing import Any
 
 from gpt_jax.convert.hf_config import HFConfig
-from gpt_jax.convert.llama import head_values
+from gpt_jax.convert.llama import class_name, head_values
 from gpt_jax.convert.table import Entry, Family, Rule, linear, vector
+from gpt_jax.models.config import TransformerConfig
 
 _ACTIVATIONS = {
     "gelu_new": "gelu",
@@ -12,6 +13,7 @@ _ACTIVATIONS = {
     "gelu": "gelu_exact",
     "relu": "relu",
 }
+_TO_ACTIVATIONS = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu": "relu"}
 
 
 def _values(config: HFConfig) -> dict[str, Any]:
@@ -30,6 +32,19 @@ def _values(config: HFConfig) -> dict[str, Any]:
         "activation": config.choice("activation_function", _ACTIVATIONS, "gelu_new"),
         "bias": True, "qk_norm": False, "scale_embedding": False, "scale_logits": False,
         "scale_attention": config.get("scale_attn_weights", True), "init": "gpt2",
+    }  # fmt: skip
+
+
+def _to_config(config: TransformerConfig) -> dict[str, Any]:
+    name = class_name("GPT2", config) if config.head == "sequence" else "GPT2LMHeadModel"
+    return {
+        "architectures": [name], "model_type": "gpt2",
+        "vocab_size": config.vocab_size, "n_positions": config.seq_len,
+        "n_embd": config.embed_dim, "n_layer": config.num_layers, "n_head": config.num_heads,
+        "n_inner": config.mlp_dim, "layer_norm_epsilon": config.norm_eps,
+        "activation_function": _TO_ACTIVATIONS.get(config.activation, "gelu_new"),
+        "scale_attn_weights": config.scale_attention, "scale_attn_by_inverse_layer_idx": False,
+        "resid_pdrop": config.dropout, "embd_pdrop": config.dropout, "attn_pdrop": 0.0,
     }  # fmt: skip
 
 
@@ -73,4 +88,5 @@ GPT2 = Family(
     ignored=(r"h\.\d+\.attn\.(masked_)?bias",),
     copies={"lm_head.weight": "wte.weight"},
     head="lm_head.weight",
+    to_config=_to_config,
 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpt_jax.convert.hf_config import HFConfig
-from gpt_jax.models.config import RopeScaling
+from gpt_jax.models.config import RopeScaling, TransformerConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _KINDS = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn"}
@@ -115,3 +115,51 @@ def _yarn_attention(rope: Mapping[str, Any]) -> float:
         return 0.0
     own, all_dims = (0.1 * scale * math.log(rope["factor"]) + 1 for scale in scales)
     return own / all_dims
+
+
+def rope_config(config: TransformerConfig, two_bases: bool = False) -> dict[str, Any]:
+    """Undoes `rope_values`, in the spellings of both transformers.
+
+    Args:
+      config: Ours.
+      two_bases: Whether the family has a base of its own for layers with a window.
+    """
+    scaling = _scaling_section(config.rope_scaling)
+    rope = {**scaling, "rope_theta": config.rope_theta}
+    written = {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if config.rope_scaling.kind == "none" else scaling,
+        "rope_parameters": rope,
+    }
+    if two_bases:
+        local = config.rope_local_theta or config.rope_theta
+        written["rope_local_base_freq"] = local
+        sections = {FULL: rope, SLIDING: {"rope_type": "default", "rope_theta": local}}
+        written["rope_parameters"] = sections
+    return written
+
+
+def _scaling_section(scaling: RopeScaling) -> dict[str, Any]:
+    words = {ours: theirs for theirs, ours in _KINDS.items()}
+    section: dict[str, Any] = {"rope_type": words[scaling.kind]}
+    if scaling.kind == "none":
+        return section
+    section["factor"] = scaling.factor
+    if scaling.kind == "linear":
+        return section
+    section["original_max_position_embeddings"] = scaling.original_length
+    if scaling.kind == "llama3":
+        names: tuple[str, ...] = ("low_freq_factor", "high_freq_factor")
+    else:
+        names = ("beta_fast", "beta_slow", "truncate")
+        if scaling.attention_factor:
+            section["attention_factor"] = scaling.attention_factor
+    return section | {name: getattr(scaling, name) for name in names}
+
+
+def layer_types(config: TransformerConfig) -> list[str]:
+    """Which layers have a window, as `sliding_layers` reads it."""
+    slides = [
+        bool(config.window) and i not in config.global_layers for i in range(config.num_layers)
+    ]
+    return [SLIDING if one else FULL for one in slides]

@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from gpt_jax import trees
 from gpt_jax.convert.merge import merge_strict
+from gpt_jax.convert.open_model import generation_values
 from gpt_jax.convert.placing import place
 from gpt_jax.convert.source import Source, inherit_model, load_params, model_values, tokenizer_path
+from gpt_jax.convert.tokenizer_files import GENERATION
 from gpt_jax.data.chat_template import CHATML, ChatTemplate
 from gpt_jax.data.tokenizers import load_tokenizer
 from gpt_jax.models.config import TransformerConfig
@@ -49,7 +52,8 @@ def import_run(spec: str, to: epath.PathLike, skip: Iterable[str] = ()) -> RunCo
     to = epath.Path(to)
     if to.exists() and any(to.iterdir()):
         raise ValueError(f"--to: {str(to)!r} is not empty; give a new folder")
-    if Source.parse(spec).kind == "run":
+    source = Source.parse(spec)
+    if source.kind == "run":
         raise ValueError(f"--from: {spec!r} is a run already")
     config = _config(spec)
     tokenizer = load_tokenizer(config.data.tokenizer)
@@ -60,8 +64,12 @@ def import_run(spec: str, to: epath.PathLike, skip: Iterable[str] = ()) -> RunCo
     to.mkdir(parents=True, exist_ok=True)
     tokenizer.save(to / layout.TOKENIZER)
     template = ChatTemplate.load(config.data.tokenizer)
-    if template.source != CHATML.source:  # its own, not what those without one get
+    if template.name != CHATML.name:  # its own, not what those without one get
         template.save(to)
+    folder = Path(config.data.tokenizer).parent
+    generation = generation_values(folder if source.kind == "gguf" else source.path)
+    if generation:
+        write_json(to / GENERATION, generation)
     save_params(to / layout.CHECKPOINTS, params, {"data": {}})
     facts = {"source": spec, "parameters": trees.num_elements(params)}
     write_receipt(to / layout.RECEIPT, facts, session(mesh, 0), anew=True)

@@ -1,4 +1,4 @@
-"""Import tables of Llama and of what is shaped like it: Mistral, Qwen2, Qwen3, SmolLM2, SmolLM3.
+"""Tables of Llama and of what is shaped like it: Mistral, Qwen2, Qwen3, SmolLM2, SmolLM3.
 
 Queries and keys stay as they are: Hugging Face rotates halves, as ops/positions does.
 """
@@ -7,8 +7,16 @@ import dataclasses
 from typing import Any
 
 from gpt_jax.convert.hf_config import HFConfig
-from gpt_jax.convert.hf_layers import rope_values, sliding_layers, window_values
+from gpt_jax.convert.hf_layers import (
+    SLIDING,
+    layer_types,
+    rope_config,
+    rope_values,
+    sliding_layers,
+    window_values,
+)
 from gpt_jax.convert.table import Entry, Family, Rule, linear, vector
+from gpt_jax.models.config import TransformerConfig
 
 _ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 # What transformers takes where the file says nothing.
@@ -105,6 +113,67 @@ def _smollm3(config: HFConfig) -> dict[str, Any]:
     return _windowed(config, values, lambda i: not rotated[i])
 
 
+_CLASSES = {"sequence": "ForSequenceClassification", "none": "Model"}
+
+
+def class_name(name: str, config: TransformerConfig) -> str:
+    """The class of a decoder: undoes `head_values`."""
+    return name + _CLASSES.get(config.head, "ForCausalLM")
+
+
+def decoder_config(config: TransformerConfig, name: str, model_type: str) -> dict[str, Any]:
+    """Undoes `decoder_values`."""
+    return {
+        "architectures": [class_name(name, config)], "model_type": model_type,
+        "vocab_size": config.vocab_size, "max_position_embeddings": config.seq_len,
+        "hidden_size": config.embed_dim, "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
+        "rms_norm_eps": config.norm_eps, "attention_bias": False, "attention_dropout": 0.0,
+    }  # fmt: skip
+
+
+def _shared_config(config: TransformerConfig, name: str, model_type: str) -> dict[str, Any]:
+    activation = "gelu_pytorch_tanh" if config.activation == "geglu" else "silu"
+    return {
+        **decoder_config(config, name, model_type), **rope_config(config),
+        "hidden_act": activation,
+    }  # fmt: skip
+
+
+def _to_llama(config: TransformerConfig) -> dict[str, Any]:
+    return {**_shared_config(config, "Llama", "llama"), "mlp_bias": False}
+
+
+def _to_mistral(config: TransformerConfig) -> dict[str, Any]:
+    window = config.window or None
+    return {**_shared_config(config, "Mistral", "mistral"), "sliding_window": window}
+
+
+def _windowed_config(config: TransformerConfig, name: str, model_type: str) -> dict[str, Any]:
+    types = layer_types(config)
+    full = next((i for i, kind in enumerate(types) if kind == SLIDING), len(types))
+    return {
+        **_shared_config(config, name, model_type),
+        "use_sliding_window": bool(config.window), "sliding_window": config.window or None,
+        # Older files have the number alone: so many layers before the first with a window.
+        "layer_types": types, "max_window_layers": full,
+    }  # fmt: skip
+
+
+def _to_qwen2(config: TransformerConfig) -> dict[str, Any]:
+    return _windowed_config(config, "Qwen2", "qwen2")
+
+
+def _to_qwen3(config: TransformerConfig) -> dict[str, Any]:
+    return _windowed_config(config, "Qwen3", "qwen3")
+
+
+def _to_smollm3(config: TransformerConfig) -> dict[str, Any]:
+    rotated = [int(i not in config.unrotated_layers) for i in range(config.num_layers)]
+    return {**_windowed_config(config, "SmolLM3", "smollm3"), "no_rope_layers": rotated}
+
+
 def layer(theirs: str, ours: str, rule: Rule, kind: str = "weight") -> Entry:
     """An entry of every layer."""
     return Entry(f"layers.{{i}}.{theirs}.{kind}", f"stack/layers/{ours}", rule, "num_layers")
@@ -135,6 +204,7 @@ LLAMA = Family(
     copies={"lm_head.weight": "embed_tokens.weight"},
     head="lm_head.weight",
     tied=False,
+    to_config=_to_llama,
 )
 QK_NORMS = (
     layer("self_attn.q_norm", "attention/q_norm/scale", vector("head_dim")),
@@ -145,7 +215,9 @@ _QKV_BIASES = tuple(
     for name, dims in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
 )
 
-MISTRAL = dataclasses.replace(LLAMA, values=_mistral)
-QWEN2 = dataclasses.replace(LLAMA, values=_qwen2, table=LLAMA.table + _QKV_BIASES)
-QWEN3 = dataclasses.replace(LLAMA, values=_qwen3, table=LLAMA.table + QK_NORMS)
-SMOLLM3 = dataclasses.replace(LLAMA, values=_smollm3, tied=True)
+MISTRAL = dataclasses.replace(LLAMA, values=_mistral, to_config=_to_mistral)
+QWEN2 = dataclasses.replace(
+    LLAMA, values=_qwen2, table=LLAMA.table + _QKV_BIASES, to_config=_to_qwen2
+)
+QWEN3 = dataclasses.replace(LLAMA, values=_qwen3, table=LLAMA.table + QK_NORMS, to_config=_to_qwen3)
+SMOLLM3 = dataclasses.replace(LLAMA, values=_smollm3, tied=True, to_config=_to_smollm3)

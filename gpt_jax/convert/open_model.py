@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from gpt_jax.convert.merge import merge_strict
 from gpt_jax.convert.placing import place
 from gpt_jax.convert.source import Source, load_params, model_values, tokenizer_path
+from gpt_jax.convert.tokenizer_files import GENERATION
 from gpt_jax.data.chat_template import CHATML, ChatTemplate
 from gpt_jax.data.tokenizers import Tokenizer, load_tokenizer
 from gpt_jax.models.config import TransformerConfig
@@ -18,12 +20,14 @@ from gpt_jax.parallel.cache_folder import cache_dir
 from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs import canonical
+from gpt_jax.runs.config import RunConfig
 from gpt_jax.runs.run import open_run
 from gpt_jax.runs.state import abstract_on_mesh
+from gpt_jax.tasks.table import find_task
 from gpt_jax.types import Tree
 
 # Values of config.json that are another file's in newer folders.
-_GENERATION = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +92,7 @@ def open_model(
     path = tokenizer_path(spec, cache_dir())
     tokenizer = load_tokenizer(path)
     folder = source.path if source.kind == "hf" else Path(path).parent
-    own, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
-    generation = {**{k: own[k] for k in _GENERATION if k in own}, **generation}
+    own, generation = _json(folder / "config.json"), generation_values(folder)
     labels = own.get("id2label") or {}
     prefix, suffix = tokenizer.added_ids()
     return OpenModel(
@@ -100,19 +103,41 @@ def open_model(
     )  # fmt: skip
 
 
+def generation_values(folder: Path) -> dict[str, Any]:
+    """generation_config.json of a folder, with what older ones say of it in config.json."""
+    own = _json(folder / "config.json")
+    return {**{k: own[k] for k in _SPECIAL_IDS if k in own}, **_json(folder / GENERATION)}
+
+
 def _open_run(path, step: int | None, mesh) -> OpenModel:
     run = open_run(path, step, mesh=mesh)
+    config, tokenizer = run.model.config, run.tokenizer
     imported = run.step == 0 and run.config.init.source.startswith(("hf:", "gguf:"))
-    eos = run.tokenizer.eos_id
-    has_encoder = run.model.config.family == "encoder_decoder"
-    prefix, suffix = ((), (eos,)) if has_encoder else ((eos,), ())
+    generation = _json(run.workdir / GENERATION) if imported else {}
+    # What data.packing and tasks.encode put around a text.
+    prefix, suffix = {
+        "decoder": ((tokenizer.eos_id,), ()),
+        "encoder": ((tokenizer.cls_id,), (tokenizer.sep_id,)),
+        "encoder_decoder": ((), (tokenizer.eos_id,)),
+    }[config.family]
     if imported:
-        prefix, suffix = run.tokenizer.added_ids()
+        prefix, suffix = tokenizer.added_ids()
     return OpenModel(
-        name=run.workdir.name, model=run.model, params=run.params, tokenizer=run.tokenizer,
-        prefix_ids=prefix, suffix_ids=suffix, eos_ids=(eos,),
-        chat_template=_template(run.workdir), generation={}, labels=(),
+        name=run.workdir.name, model=run.model, params=run.params, tokenizer=tokenizer,
+        prefix_ids=prefix, suffix_ids=suffix, eos_ids=_eos_ids(generation, tokenizer),
+        chat_template=_template(run.workdir), generation=generation, labels=_labels(run.config),
     )  # fmt: skip
+
+
+def _labels(config: RunConfig) -> tuple[str, ...]:
+    """Names of a run's classes, where the data of its task are still there to say them."""
+    if config.model.head not in ("sequence", "tokens") or not config.tasks.names:
+        return ()
+    try:
+        labels = tuple(find_task(config.tasks.names[0]).labels)
+    except (ValueError, OSError):  # its own files, which have gone
+        return ()
+    return labels if len(labels) == config.model.num_classes else ()
 
 
 def _is_hf_folder(spec: str) -> bool:
@@ -122,13 +147,15 @@ def _is_hf_folder(spec: str) -> bool:
 
 def _template(folder) -> ChatTemplate | None:
     template = ChatTemplate.load(folder)
-    return None if template.source == CHATML.source else template
+    return None if template.name == CHATML.name else template
 
 
 def _eos_ids(generation: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
-    ids = generation.get("eos_token_id", tokenizer.eos_id)
-    return tuple(ids) if isinstance(ids, list) else (tokenizer.eos_id if ids is None else ids,)
+    ids = generation.get("eos_token_id")
+    if ids is None:
+        ids = tokenizer.eos_id
+    return tuple(ids) if isinstance(ids, list) else (ids,)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path | epath.Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,10 +1,11 @@
-"""T5's import table (arXiv:1910.10683), v1.0 and v1.1; mT5 is shaped as v1.1."""
+"""T5's table (arXiv:1910.10683), v1.0 and v1.1; mT5 is shaped as v1.1."""
 
 import dataclasses
 from typing import Any
 
 from gpt_jax.convert.hf_config import HFConfig
 from gpt_jax.convert.table import Entry, Family, Rule, linear, vector
+from gpt_jax.models.config import TransformerConfig
 
 # "gated-gelu" is the tanh form, "gelu" is not.
 _ACTIVATIONS = {
@@ -14,6 +15,13 @@ _ACTIVATIONS = {
     "gated-gelu": "geglu",
     "gated-gelu_new": "geglu",
     "gated-silu": "swiglu",
+}
+_TO_ACTIVATIONS = {
+    "relu": "relu",
+    "gelu_exact": "gelu",
+    "gelu": "gelu_new",
+    "geglu": "gated-gelu",
+    "swiglu": "gated-silu",
 }
 # T5 has no longest sequence; it was trained on this length.
 _LENGTH = 512
@@ -38,6 +46,22 @@ def _values(config: HFConfig) -> dict[str, Any]:
         "bias": False, "qk_norm": False, "scale_embedding": False, "scale_logits": scale,
         "scale_attention": False, "init": "fan_in",
         "start_id": config.get("decoder_start_token_id", config.get("pad_token_id", 0)),
+    }  # fmt: skip
+
+
+def _to_config(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5",
+        "is_encoder_decoder": True,
+        "vocab_size": config.vocab_size, "n_positions": config.seq_len,
+        "num_layers": config.num_encoder_layers, "num_decoder_layers": config.num_layers,
+        "d_model": config.embed_dim, "num_heads": config.num_heads, "d_kv": config.head_dim,
+        "d_ff": config.mlp_dim, "relative_attention_num_buckets": config.relative_buckets,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "layer_norm_epsilon": config.norm_eps, "dropout_rate": config.dropout,
+        "feed_forward_proj": _TO_ACTIVATIONS.get(config.activation, "relu"),
+        # transformers 4 scales if the head is tied, and reads no other word for it.
+        "scale_decoder_outputs": config.tied, "decoder_start_token_id": config.start_id,
     }  # fmt: skip
 
 
@@ -95,6 +119,7 @@ T5 = Family(
     head="lm_head.weight",
     # transformers 5 writes tie_word_embeddings: true for v1.1 too, whose head is its own.
     tied=None,
+    to_config=_to_config,
 )
 
 
@@ -103,10 +128,17 @@ def _encoder_values(config: HFConfig) -> dict[str, Any]:
     return values | {"num_layers": values.pop("num_encoder_layers"), "start_id": -1}
 
 
+def _to_encoder_config(config: TransformerConfig) -> dict[str, Any]:
+    own = {"num_layers": config.num_layers, "architectures": ["T5EncoderModel"]}
+    # Whether outputs are scaled is not read.
+    return _to_config(config) | own | {"is_encoder_decoder": False, "decoder_start_token_id": 0}
+
+
 # T5EncoderModel: the encoder alone, as a model of one stack.
 T5_ENCODER = dataclasses.replace(
     T5,
     values=_encoder_values,
+    to_config=_to_encoder_config,
     table=(
         T5.table[0],
         *_stack("encoder", "stack", "num_layers", 1, "relative", "final_norm"),

@@ -139,6 +139,7 @@ class Family:
       ignored: Patterns (re.fullmatch) of buffers and of what no model of ours has.
       copies: Name -> name of the tensor that it may repeat; an exact copy is left out.
       head: The untied head, if any.
+      heads: Names (re.match) that never have the prefix.
       tied: Whether it is tied where config.json does not say; None: the file decides.
     """
 
@@ -151,6 +152,7 @@ class Family:
     head: str = ""
     tied: bool | None = True
     to_config: Callable[[TransformerConfig], dict[str, Any]] | None = None
+    heads: str = r"(lm_head|score|cls|classifier|qa_outputs)\."
 
 
 def named_as_in_table(family: Family, config: HFConfig, tensors: Tensors) -> Renamed:

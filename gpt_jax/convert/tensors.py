@@ -1,15 +1,23 @@
-"""Tensors of files by name, one at a time, as float32.  No torch, no pickle, no JAX."""
+"""Tensors of files by name, read and written one at a time.  No torch, no pickle, no JAX."""
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
+import ml_dtypes
 import numpy as np
 import safetensors
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+# What we write: name -> (safetensors' name, numpy's).
+DTYPES = {
+    "float32": ("F32", np.dtype("<f4")),
+    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -45,7 +53,7 @@ class SafeTensors:
 
     def __init__(self, folder: Path):
         self.where = str(folder)
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX
         listed = _weight_map(index) if index.is_file() else {}
         files = sorted(set(listed.values())) if listed else [_single_file(folder)]
         self._stored: dict[str, _Stored] = {}
@@ -113,7 +121,7 @@ def _cut_off(file: Path) -> str:
 
 
 def _single_file(folder: Path) -> Path:
-    single = folder / "model.safetensors"
+    single = folder / SINGLE
     if single.is_file():
         return single
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
@@ -166,3 +174,80 @@ class Renamed:
 
     def read(self, name: str) -> np.ndarray:
         return self._tensors.read(self._actual[name])
+
+
+@dataclasses.dataclass(frozen=True)
+class ToWrite:
+    """A tensor to write.
+
+    Attributes:
+      name: Its name.
+      shape: Its shape.
+      read: Gives it when it is to be written, in whatever dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def write_safetensors(
+    folder: Path, tensors: Iterable[ToWrite], dtype: str, shard_size: int
+) -> list[str]:
+    """Writes model.safetensors, or shards and an index where one file would be too large.
+
+    Args:
+      folder: Where to.
+      tensors: All of them; each is in memory only while it is written.
+      dtype: One of DTYPES; to bfloat16 numbers are rounded to the nearest.
+      shard_size: Bytes of a file, but for a single tensor that is larger.
+
+    Returns:
+      The names of the files.
+    """
+    shards: list[list[ToWrite]] = []
+    left, total = 0, 0
+    for tensor in tensors:
+        size = _num_bytes(tensor, dtype)
+        if not shards or size > left:
+            shards.append([])
+            left = shard_size
+        shards[-1].append(tensor)
+        left, total = left - size, total + size
+    count = len(shards)
+    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    if count == 1:
+        files = [SINGLE]
+    for file, shard in zip(files, shards, strict=True):
+        _write_file(folder / file, shard, dtype)
+    if count > 1:
+        where = {t.name: file for file, shard in zip(files, shards, strict=True) for t in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
+    return files
+
+
+def _write_file(path: Path, tensors: Sequence[ToWrite], dtype: str) -> None:
+    """The format: 8 bytes that give the length of a JSON header, the header, the numbers."""
+    name, numpy_dtype = DTYPES[dtype]
+    # transformers 4 asks for the format.
+    header, start = {"__metadata__": {"format": "pt"}}, 0
+    for tensor in tensors:
+        end = start + _num_bytes(tensor, dtype)
+        header[tensor.name] = {
+            "dtype": name, "shape": list(tensor.shape), "data_offsets": [start, end]
+        }  # fmt: skip
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for tensor in tensors:
+            array = np.ascontiguousarray(tensor.read(), numpy_dtype)
+            assert array.shape == tensor.shape, (tensor.name, array.shape, tensor.shape)
+            file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def _num_bytes(tensor: ToWrite, dtype: str) -> int:
+    return math.prod(tensor.shape) * DTYPES[dtype][1].itemsize

@@ -11,11 +11,14 @@ from gpt_jax.convert.gguf_file import GGUF
 from gpt_jax.data.hashing import digest, write_atomically
 
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
+GENERATION = "generation_config.json"
 # GGUF's words for how a byte-level BPE cuts text -> the steps before the bytes.
 _PRE_TOKENIZERS = {
     "gpt-2": (),
     "smollm": (pre_tokenizers.Digits(individual_digits=True),),
 }
+# Metadata that have the names of generation_config.json.
+_GENERATION_IDS = ("bos_token_id", "eos_token_id")
 # GGUF's kinds of tokens.
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -58,7 +61,7 @@ def hf_tokenizer(folder: Path, cache_dir) -> Path:
 
 
 def gguf_tokenizer(file: GGUF, cache_dir) -> Path:
-    """A tokenizer.json made of a GGUF's metadata, with its chat template beside it.
+    """A tokenizer.json made of a GGUF's metadata, with what it says of chats and ends beside it.
 
     Raises:
       ValueError: Another kind of tokenizer than a byte-level BPE whose splitting we know.
@@ -76,6 +79,10 @@ def gguf_tokenizer(file: GGUF, cache_dir) -> Path:
     template = file.metadata("tokenizer.chat_template")
     if template is not None:
         write_atomically(folder / CHAT_TEMPLATE, template.encode())
+    ids = {name: file.metadata(f"tokenizer.ggml.{name}") for name in _GENERATION_IDS}
+    ids = {name: int(token_id) for name, token_id in ids.items() if token_id is not None}
+    if ids:
+        write_atomically(folder / GENERATION, json.dumps(ids).encode())
     return folder / TOKENIZER
 
 
