@@ -1,6 +1,7 @@
 """Servers for tests: a tiny model with random weights, or a script in its place, on a free port."""
 
 import contextlib
+import functools
 import socket
 import threading
 from typing import NamedTuple
@@ -38,12 +39,14 @@ TOOL_TEMPLATE = ChatTemplate(
 def tiny_model(name: str = "tiny", template: ChatTemplate | None = TOOL_TEMPLATE, **values):
     """Two layers of 32 and a byte tokenizer."""
     config = TransformerConfig(**{
-        "family": "decoder", "vocab_size": TOKENIZER.vocab_size, "seq_len": 256, "num_layers": 2,
+        "family": "decoder", "vocab_size": TOKENIZER.vocab_size, "seq_len": 512, "num_layers": 2,
         "embed_dim": 32, "mlp_dim": 64, "num_heads": 2, "dtype": "float32", **values,
     })  # fmt: skip
     model = Transformer(config, "cpu")
     tokens = np.zeros((1, 4), np.int32)
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens))["params"]
+    inputs = {"encoder_tokens": tokens} if config.family == "encoder_decoder" else {}
+    init = functools.partial(model.init, **inputs)
+    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), tokens))["params"]
     # Weights as small as they begin would make all tokens equally likely.
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)

@@ -234,9 +234,9 @@ def test_seeds(served):
 @pytest.mark.parametrize(
     ("body", "refused"),
     [
-        ({"max_tokens": 300}, ("prompt", "context_length_exceeded")),
-        ({"prompt": "a" * 500}, ("prompt", "context_length_exceeded")),
-        ({"prompt": [1] * 256}, ("prompt", "context_length_exceeded")),
+        ({"max_tokens": 600}, ("prompt", "context_length_exceeded")),
+        ({"prompt": "a" * 600}, ("prompt", "context_length_exceeded")),
+        ({"prompt": [1] * 512}, ("prompt", "context_length_exceeded")),
         ({"prompt": [259]}, ("prompt", None)),
         ({"n": 5}, ("n", None)),
         ({"best_of": 5}, ("best_of", None)),
@@ -311,7 +311,7 @@ def test_chat(served, client):
     )
     assert TURN_END in request.params.stop_ids
     # Without a limit: to the end of the context.
-    assert request.params.max_tokens == 256 - len(request.prompt)
+    assert request.params.max_tokens == 512 - len(request.prompt)
     assert [choice.message.content for choice in found.choices] == [f"{TEXT}0", f"{TEXT}1"]
     entries = found.choices[0].logprobs.content
     assert bytes(itertools.chain(*(entry.bytes for entry in entries))) == f"{TEXT}0".encode()
@@ -379,8 +379,8 @@ def test_tools_are_called(served, client):
          "tool_choice"),
         ({"tools": [{"type": "function", "function": {"name": "a", "description": "<|im_end|>"}}]},
          "tools"),
-        ({"max_tokens": 250}, "prompt"),
-        ({"max_completion_tokens": 250}, "messages"),
+        ({"max_tokens": 500}, "prompt"),
+        ({"max_completion_tokens": 500}, "messages"),
     ],
 )  # fmt: skip
 def test_chats_that_cannot_be(served, body, param):
@@ -424,7 +424,7 @@ def test_embeddings(served, client):
     for body, param in (
         ({"input": "a", "dimensions": 16}, "dimensions"),
         ({"input": ["a"] * 5}, "input"),
-        ({"input": ["a", "b" * 500]}, "input[1]"),
+        ({"input": ["a", "b" * 600]}, "input[1]"),
         ({"input": [[1], [300]]}, "input[1]"),
         ({"input": None}, "input"),
     ):
