@@ -75,7 +75,7 @@ def export_run(
     to.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
     try:
-        tensors = list(_tensors(family, config, opened.params, values))
+        tensors = list(hf_tensors(family, config, opened.params, values))
         write_safetensors(folder, tensors, dtype, shard_size)
         write_tokenizer(folder, opened)
         _write_json(folder / "generation_config.json", _generation(opened))
@@ -99,7 +99,7 @@ def merged(opened: OpenModel) -> OpenModel:
     return dataclasses.replace(opened, model=opened.model.clone(config=config), params=params)
 
 
-def _tensors(
+def hf_tensors(
     family: Family, config: TransformerConfig, params: Tree, values: dict[str, Any]
 ) -> Iterator[ToWrite]:
     """What the family's table makes of the parameters; none is read yet."""

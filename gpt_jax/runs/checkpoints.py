@@ -42,9 +42,18 @@ def _digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: digest(array) for name, array in arrays.items()}
 
 
-def _digests_one_by_one(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    # All in one program would have the bits of all of them in memory.
-    return {name: jax.device_get(_digests({"": array})[""]) for name, array in arrays.items()}
+def _thrifty_digests(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """As `_digests`, in programs that hold the bits of some of the arrays at a time."""
+    digests: dict[str, np.ndarray] = {}
+    some: dict[str, jax.Array] = {}
+    size = 0
+    for name, array in arrays.items():
+        if some and size + array.nbytes > _IN_FLIGHT:
+            digests |= jax.device_get(_digests(some))
+            some, size = {}, 0
+        some[name] = array
+        size += array.nbytes
+    return digests | jax.device_get(_digests(some))
 
 
 @dataclasses.dataclass
@@ -118,7 +127,7 @@ class Checkpoints:
         """
         self._retention.best = frozenset(best)
         if self._in_flight and canonical.is_canonical(leaves := trees.flatten(state)):
-            arrays, digests = leaves, _digests_one_by_one(leaves)
+            arrays, digests = leaves, _thrifty_digests(leaves)
         else:
             arrays = _canonical(state)
             digests = jax.device_get(_digests(arrays))
