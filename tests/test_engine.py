@@ -14,7 +14,10 @@ from gpt_jax.decode.engine import Engine, QueueFull
 from gpt_jax.decode.generate import generate
 from gpt_jax.decode.request import Request
 from gpt_jax.decode.sampling_params import SamplingParams
-from gpt_jax.models.transformer import Transformer
+from gpt_jax.models.transformer import Transformer, init_params
+from gpt_jax.parallel.config import MeshConfig
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.sharding import param_shardings
 
 # Scanned layers compile faster.
 CONFIG = dataclasses.replace(UNROLLED, scan=True)
@@ -373,3 +376,37 @@ def test_only_who_reads_from_left_to_right_scores_a_prompt():
         engine.submit(request(prompt_logprobs=True))
     with pytest.raises(ValueError, match="max_slots: 0 is not at least 1"):
         make(max_slots=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes", [(8, 1, 1), (2, 1, 4), (1, 4, 2)], ids=["data", "data-tensor", "fsdp-tensor"]
+)
+def test_on_a_mesh_it_gives_what_it_gives_on_one_device(sizes):
+    # Of 4 key/value heads, 4 or 2 devices of the axis "tensor" hold as many each.
+    config = dataclasses.replace(CONFIG, num_kv_heads=4)
+    model = Transformer(config)
+    mesh = make_mesh(MeshConfig(*sizes))
+    boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    placed = jax.device_put(params_for(config), param_shardings(boxed, mesh))
+    prompts, values = [LONG, SHORT, LONG[:2], LONG[:9]], dict(temperature=1.0, no_repeat_ngram=3)
+    found = []
+    for params in (params_for(config), placed):
+        engine = Engine(model, params, vocab_size=VOCAB_SIZE, prefill_chunk=16)
+        asked = [request(p, n=2, repetition_penalty=1.2, **values) for p in prompts]
+        jobs = [engine.submit(each) for each in asked]
+        begun = []
+        for _ in range(4):
+            begun.append(engine.step(2))
+        keys = engine._slots._state.cache.layers.k_BKSH
+        shape = keys.sharding.shard_shape(keys.shape)
+        assert engine._slots.shape.rows == 8
+        tokens = {}
+        drain_tokens(engine, tokens, begun)
+        found.append([tokens[id(job)] for job in jobs])
+    rows, heads = shape[1:3]
+    assert (rows, heads) == (8 // (sizes[0] * sizes[1]), 4 // sizes[2])
+    for one_device, many in zip(*found, strict=True):
+        assert [t.id for t in one_device] == [t.id for t in many]
+        for ours, theirs in zip(one_device, many, strict=True):
+            np.testing.assert_allclose(ours.logprob, theirs.logprob, atol=2e-5)
