@@ -149,6 +149,20 @@ def test_a_stop_string_ends_a_text_behind_it(pair):
     assert same(model.generate(ids, **options), expected, 256)
 
 
+def test_drafts_write_what_theirs_writes(pair):
+    model, theirs, _ = pair("llama")
+    prompts = [model.encode(prompt) for prompt in PROMPTS]
+    expected = their_rows(theirs, prompts, max_new_tokens=24, pad_token_id=256)
+    for how in ({"assistant_model": model}, {"prompt_lookup_num_tokens": 3}):
+        ours = model.generate(prompts, max_new_tokens=24, pad_token_id=256, **how)
+        assert same(ours, expected, 256)
+    (row,) = their_rows(theirs, prompts[:1], max_new_tokens=24, prompt_lookup_num_tokens=3)
+    assert row == expected[0]
+    other = pair("gpt2")[0]
+    with pytest.raises(ValueError, match="draft: its tokenizer is not the target's"):
+        model.generate(prompts, assistant_model=other)
+
+
 def test_their_streamers_take_our_tokens(pair):
     import transformers
 
@@ -255,10 +269,10 @@ def test_score_is_their_loss(pair):
         with torch.inference_mode():
             loss = theirs(ids, labels=ids).loss.item()
         score = model.score(TEXTS[0])
-        assert np.log(score.perplexity) == pytest.approx(loss, abs=1e-5)
+        assert np.log(score.perplexity) == pytest.approx(loss, rel=1e-5)
     model, theirs, tokenizer = pair("t5")
     source, target = (torch.tensor([tokenizer.encode(text)]) for text in TEXTS[:2])
     with torch.inference_mode():
         loss = theirs(source, labels=target).loss.item()
     score = model.score(TEXTS[1], contexts=TEXTS[0])
-    assert np.log(score.perplexity) == pytest.approx(loss, abs=1e-5)
+    assert np.log(score.perplexity) == pytest.approx(loss, rel=1e-5)
