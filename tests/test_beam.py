@@ -96,8 +96,11 @@ def search(config, prompts=PROMPTS, **values):
     return beam_search(Transformer(config), params_for(config), prompts, **values)
 
 
-@pytest.mark.parametrize("early_stopping", [False, True, "never"])
-@pytest.mark.parametrize("config", [CONFIG, ENCODER_DECODER], ids=["decoder", "encoder_decoder"])
+@pytest.mark.parametrize(
+    ("config", "early_stopping"),
+    [(CONFIG, False), (CONFIG, True), (CONFIG, "never"), (ENCODER_DECODER, False)],
+    ids=["decoder-False", "decoder-True", "decoder-never", "encoder_decoder-False"],
+)
 def test_beams_are_those_of_a_slow_search(config, early_stopping):
     for penalty in (0.0, 1.0, 2.0):
         found = search(config, length_penalty=penalty, early_stopping=early_stopping)

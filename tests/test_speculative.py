@@ -47,7 +47,7 @@ def model_of(config, seed=0):
     return SimpleNamespace(model=Transformer(config), params=params)
 
 
-TARGET = model_of(CONFIG)
+TARGET = model_of(CONFIG, 3)
 DRAFTS = {"lookup": None, "other": model_of(DRAFT, 1), "itself": TARGET}
 
 
@@ -89,8 +89,9 @@ def ids_of(samples):
     return [[token.id for token in sample.tokens] for (sample,) in samples]
 
 
-@pytest.mark.parametrize("num_draft", [1, 3])
-@pytest.mark.parametrize("name", DRAFTS)
+@pytest.mark.parametrize(
+    ("name", "num_draft"), [("lookup", 3), ("other", 1), ("other", 3), ("itself", 3)]
+)
 def test_greedy_text_is_the_targets(name, num_draft):
     samples = run(DRAFTS[name], num_draft=num_draft, temperature=0.0, max_tokens=20)
     assert ids_of(samples) == [greedy(prompt, 20) for prompt in PROMPTS]
@@ -120,10 +121,15 @@ def test_drafts_are_good_for_something():
     assert total["lookup"].passes < total["lookup"].tokens
 
 
-@pytest.mark.parametrize("name", DRAFTS)
+@pytest.mark.parametrize("name", ["lookup", "other"])
 def test_what_ends_a_text(name):
     texts = [greedy(prompt, 20) for prompt in PROMPTS]
-    late, end = max((text.index(token), token) for text in texts for token in text)
+    late, end = max(
+        (text.index(token), token)
+        for text in texts
+        for token in text
+        if not all(token in other for other in texts)
+    )
     assert late > 2
     rules = dict(temperature=0.0, max_tokens=20)
     samples = run(DRAFTS[name], eos_ids=[end], **rules)
@@ -140,15 +146,16 @@ def test_what_ends_a_text(name):
     biased = run(DRAFTS[name], logit_bias=bias, **rules)
     assert ids_of(biased) == [greedy(prompt, 20, bias=bias) for prompt in PROMPTS]
     assert ids_of(biased) != [greedy(prompt, 20) for prompt in PROMPTS]
-    nothing = run(DRAFTS[name], temperature=0.0, max_tokens=0)
-    assert ids_of(nothing) == [[]] * len(PROMPTS) and nothing[0][0].stats.passes == 0
+    # Of the size that is compiled already.
+    prompts = [*PROMPTS[:3], [1] * (SEQ_LEN - 1)]
+    nothing = run(DRAFTS[name], prompts, temperature=0.0, max_tokens=0)
+    assert ids_of(nothing) == [[]] * 4 and nothing[0][0].stats.passes == 0
 
 
 def exact(prompt, num_tokens, rules):
     """The target's distribution of the next tokens under the rules, {ids: probability}."""
-    contexts = [
-        ids for length in range(num_tokens) for ids in itertools.product(range(VOCAB), repeat=length)
-    ]  # fmt: skip
+    lengths = range(num_tokens)
+    contexts = [ids for n in lengths for ids in itertools.product(range(VOCAB), repeat=n)]
     padded_NT = np.zeros((len(contexts), SEQ_LEN), np.int32)
     for row, ids in zip(padded_NT, contexts, strict=True):
         row[: len(prompt) + len(ids)] = (*prompt, *ids)
@@ -174,8 +181,8 @@ def exact(prompt, num_tokens, rules):
 )
 @pytest.mark.parametrize("name", ["lookup", "other"])
 def test_sampled_texts_have_the_targets_distribution(name, values):
-    """Chi-square over 8,192 texts of 4 tokens; a wrong rule gives p under 1e-20."""
-    prompt, n, length = [1, 0, 4, 1, 0], 8192, 4
+    """Chi-square over 4,096 texts of 4 tokens; a wrong rule gives p under 1e-20."""
+    prompt, n, length = [1, 0, 4, 1, 0], 4096, 4
     ((*samples,),) = run(DRAFTS[name], [prompt], n=n, max_tokens=length, seed=5, **values)
     rules = sampling.Rules(
         *(

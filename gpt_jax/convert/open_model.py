@@ -13,9 +13,11 @@ from gpt_jax.convert.placing import place
 from gpt_jax.convert.source import Source, load_params, model_values, tokenizer_path
 from gpt_jax.convert.tokenizer_files import GENERATION
 from gpt_jax.data.chat_template import CHATML, ChatTemplate
+from gpt_jax.data.infill_tokens import InfillTokens, known_infill_tokens, trained_infill_tokens
 from gpt_jax.data.tokenizers import Tokenizer, load_tokenizer
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
+from gpt_jax.objectives.transforms import special_ids
 from gpt_jax.parallel.cache_folder import cache_dir
 from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
@@ -45,6 +47,8 @@ class OpenModel:
       chat_template: None where it has none of its own.
       generation: Values of generation_config.json.
       labels: Names of its classes, where they have any.
+      infill: How it is asked for the text before a suffix; None: it was not trained for that. A
+        run says so by its objective, other models by the tokens they have.
     """
 
     name: str
@@ -57,6 +61,7 @@ class OpenModel:
     chat_template: ChatTemplate | None
     generation: dict[str, Any]
     labels: tuple[str, ...]
+    infill: InfillTokens | None = None
 
 
 def open_model(
@@ -100,6 +105,7 @@ def open_model(
         prefix_ids=prefix, suffix_ids=suffix, eos_ids=_eos_ids(generation, tokenizer),
         chat_template=_template(folder), generation=generation,
         labels=tuple(labels[key] for key in sorted(labels, key=int)),
+        infill=known_infill_tokens(tokenizer.token_id) if config.family == "decoder" else None,
     )  # fmt: skip
 
 
@@ -126,7 +132,26 @@ def _open_run(path, step: int | None, mesh) -> OpenModel:
         name=run.workdir.name, model=run.model, params=run.params, tokenizer=tokenizer,
         prefix_ids=prefix, suffix_ids=suffix, eos_ids=_eos_ids(generation, tokenizer),
         chat_template=_template(run.workdir), generation=generation, labels=_labels(run.config),
+        infill=infill_tokens(run.config, tokenizer, imported),
     )  # fmt: skip
+
+
+def infill_tokens(config: RunConfig, tokenizer: Tokenizer, imported: bool) -> InfillTokens | None:
+    """How a run's model is asked for the text before a suffix; None: it was not trained for that.
+
+    Args:
+      config: The run's.
+      tokenizer: The run's.
+      imported: Whether its parameters are those of a model of another's, as they were.
+    """
+    objective = config.objective
+    if imported and config.model.family == "decoder":
+        return known_infill_tokens(tokenizer.token_id)
+    if objective.name != "fill_in_the_middle":
+        # Runs share tokenizers, so that the tokens alone say nothing.
+        return None
+    ids = special_ids(objective, config.data.seq_len, tokenizer.token_id, tokenizer.eos_id)
+    return trained_infill_tokens(ids.infilling, objective.fim_rate, objective.fim_spm_rate)
 
 
 def _labels(config: RunConfig) -> tuple[str, ...]:

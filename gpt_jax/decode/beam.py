@@ -228,9 +228,7 @@ def _step(
     score_PK, best_PK = jax.lax.top_k(open_score_PM, K)
     parent_PK = jnp.take_along_axis(parent_PM, best_PK, axis=1)
     new = new.replace(
-        cache=prompting.take_rows(
-            cache, (jnp.arange(P)[:, None] * K + parent_PK).reshape(-1), memory=False
-        ),
+        cache=prompting.reordered(cache, (jnp.arange(P)[:, None] * K + parent_PK).reshape(-1)),
         text_PKS=jnp.take_along_axis(text_PMS, best_PK[..., None], axis=1),
         score_PK=score_PK,
         step=state.step + 1,

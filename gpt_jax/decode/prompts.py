@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax.decode import caches
 from gpt_jax.models.layers import LayerCache
 from gpt_jax.models.transformer import Cache, Transformer, make_cache
 from gpt_jax.types import Array, Tree
@@ -123,18 +124,10 @@ def _fill(
     cache = model.apply(
         {"params": params}, tokens_PT, where_PT, cache=empty, features=True, **inputs
     )[1]
-    missing = [(0, length - T), (0, 0)]
-
-    def longer(old: Array) -> Array:
-        return jnp.pad(old, [(0, 0)] * (old.ndim - 2) + missing)
-
-    def layer(old: LayerCache) -> LayerCache:
-        return old.replace(k_BKSH=longer(old.k_BKSH), v_BKSH=longer(old.v_BKSH))
-
-    layers = jax.tree.map(layer, cache.layers, is_leaf=lambda x: isinstance(x, LayerCache))
+    memory_length = 0 if source_PS is None else source_PS.shape[1]
+    cache = caches.resized(cache, prompt_B, length=length, memory_length=memory_length)
     # What stands behind a prompt's true length is not seen, and overwritten.
-    cache = cache.replace(layers=layers, index_B=lengths_P)
-    return take_rows(cache, prompt_B)
+    return cache.replace(index_B=lengths_P[prompt_B])
 
 
 def inside_context(model: Transformer, positions: Array) -> Array:
@@ -142,28 +135,13 @@ def inside_context(model: Transformer, positions: Array) -> Array:
     return jnp.minimum(positions, model.config.seq_len - 1)
 
 
-def take_rows(cache: Cache, rows_B: Array, *, memory: bool = True) -> Cache:
-    """The cache of other rows.
-
-    Args:
-      cache: Leaves [B, K, S, H], or [L, B, K, S, H] with stacked layers.
-      rows_B: Which old row each new one is.
-      memory: Also what an encoder left; needless where rows change places within a prompt.
-    """
-
-    def take(old: Array | None) -> Array | None:
-        return None if old is None else jnp.take(old, rows_B, axis=old.ndim - 4)
+def reordered(cache: Cache, rows_B: Array) -> Cache:
+    """The cache whose row b is the old row rows_B[b], but for what an encoder left: rows change
+    places within a prompt only."""
 
     def layer(old: LayerCache) -> LayerCache:
-        new = old.replace(k_BKSH=take(old.k_BKSH), v_BKSH=take(old.v_BKSH))
-        if not memory:
-            return new
-        return new.replace(
-            memory_k_BKSH=take(old.memory_k_BKSH), memory_v_BKSH=take(old.memory_v_BKSH)
-        )
+        own = (jnp.take(x, rows_B, axis=x.ndim - 4) for x in (old.k_BKSH, old.v_BKSH))
+        return LayerCache(*own, old.memory_k_BKSH, old.memory_v_BKSH)
 
     layers = jax.tree.map(layer, cache.layers, is_leaf=lambda x: isinstance(x, LayerCache))
-    segments = cache.memory_segments_BS
-    if memory and segments is not None:
-        segments = segments[rows_B]
-    return Cache(layers, cache.index_B[rows_B], segments)
+    return cache.replace(layers=layers, index_B=cache.index_B[rows_B])

@@ -145,7 +145,7 @@ def speculate(
     row = loop.Row(rules, _row_keys(params.seed, np.arange(B) % params.n), end_B, lengths_B)
     state = loop.decode(
         tuple(models), tuple(one.params for one in (target, draft) if one is not None), state, row,
-        np.array(ends, np.int32), _bias(params, vocab_size), np.int32(params.min_tokens),
+        _end_ids(ends), _bias(params, vocab_size), np.int32(params.min_tokens),
         kind=sampling.kind_for(rules), num_draft=num_draft, vocab_size=vocab_size,
     )  # fmt: skip
     samples = _samples(state, lengths_B, num_rows, ends)
@@ -183,9 +183,14 @@ def _check_params(params: SamplingParams, num_draft: int, vocab_size: int) -> No
         raise ValueError(f"logit_bias: {unknown[0]} is not an id from 0 to {vocab_size - 1}")
 
 
-def _bias(params: SamplingParams, vocab_size: int) -> np.ndarray | None:
-    if not params.logit_bias:
-        return None
+def _end_ids(ends: tuple[int, ...]) -> np.ndarray:
+    """int32[E], filled up with an id that nothing has: few sizes, so few programs to compile."""
+    ends_E = np.full(bucket(len(ends), 4), -1, np.int32)
+    ends_E[: len(ends)] = ends
+    return ends_E
+
+
+def _bias(params: SamplingParams, vocab_size: int) -> np.ndarray:
     bias_V = np.zeros(vocab_size, np.float32)
     for token_id, bias in params.logit_bias:
         bias_V[token_id] += bias

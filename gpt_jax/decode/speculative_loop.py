@@ -84,8 +84,8 @@ def decode(
       params: Of each of them.
       state: Donated.
       row: What is fixed for each row.
-      ends_E: int32 ids that end a text.
-      bias_V: Added to the logits; None: nothing.
+      ends_E: int32 ids that end a text; -1: none.
+      bias_V: f32, added to the logits.
       min_tokens: Before so many new tokens no text ends.
       kind: One of sampling.KINDS that is enough for row.rules, the same in all rows.
       num_draft: K.
@@ -94,9 +94,7 @@ def decode(
 
     def allowed(logits_BTV, generated_BT):
         """What may be drawn, [B, T, V]; generated_BT: tokens that the text has by then."""
-        logits_BTV = logits_BTV[..., :vocab_size]
-        if bias_V is not None:
-            logits_BTV = logits_BTV + bias_V
+        logits_BTV = logits_BTV[..., :vocab_size] + bias_V
         is_end_V = jnp.isin(jnp.arange(vocab_size), ends_E)
         early_BT = generated_BT < min_tokens
         return jnp.where(early_BT[..., None] & is_end_V, -jnp.inf, logits_BTV)
