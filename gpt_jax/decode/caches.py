@@ -30,10 +30,10 @@ def _empty(*, config, num_rows: int, length: int, memory_length: int) -> Cache:
 
         def with_memory(layer: LayerCache) -> LayerCache:
             # An array of its own for each: shared ones could not be donated.
-            shape = (*layer.k_BSKH.shape[:-3], memory_length, *layer.k_BSKH.shape[-2:])
+            shape = (*layer.k_BKSH.shape[:-2], memory_length, layer.k_BKSH.shape[-1])
             return layer.replace(
-                memory_k_BSKH=jnp.zeros(shape, layer.k_BSKH.dtype),
-                memory_v_BSKH=jnp.zeros(shape, layer.v_BSKH.dtype),
+                memory_k_BKSH=jnp.zeros(shape, layer.k_BKSH.dtype),
+                memory_v_BKSH=jnp.zeros(shape, layer.v_BKSH.dtype),
             )
 
         segments = jnp.zeros((num_rows, memory_length), jnp.int32)
@@ -53,10 +53,10 @@ def resized(cache: Cache, rows_B: Array, *, length: int, memory_length: int = 0)
             return None if array is None else _fit(jnp.take(array, rows_B, array.ndim - 4), size)
 
         return LayerCache(
-            take(old.k_BSKH, length),
-            take(old.v_BSKH, length),
-            take(old.memory_k_BSKH, memory_length),
-            take(old.memory_v_BSKH, memory_length),
+            take(old.k_BKSH, length),
+            take(old.v_BKSH, length),
+            take(old.memory_k_BKSH, memory_length),
+            take(old.memory_v_BKSH, memory_length),
         )
 
     segments = cache.memory_segments_BS
@@ -78,14 +78,14 @@ def with_row(cache: Cache, other: Cache, row: Array, slot: Array) -> Cache:
                 return None
             axis = into.ndim - 4
             taken = jax.lax.dynamic_index_in_dim(source, row, axis, keepdims=True)
-            taken = _fit(taken, into.shape[-3]).astype(into.dtype)
+            taken = _fit(taken, into.shape[-2]).astype(into.dtype)
             return jax.lax.dynamic_update_slice_in_dim(into, taken, slot, axis)
 
         return LayerCache(
-            put(old.k_BSKH, new.k_BSKH),
-            put(old.v_BSKH, new.v_BSKH),
-            put(old.memory_k_BSKH, new.memory_k_BSKH),
-            put(old.memory_v_BSKH, new.memory_v_BSKH),
+            put(old.k_BKSH, new.k_BKSH),
+            put(old.v_BKSH, new.v_BKSH),
+            put(old.memory_k_BKSH, new.memory_k_BKSH),
+            put(old.memory_v_BKSH, new.memory_v_BKSH),
         )
 
     layers = jax.tree.map(
@@ -104,12 +104,12 @@ def laid(cache: Cache) -> Cache:
     def lay(array: Array | None) -> Array | None:
         if array is None:
             return None
-        names = ("batch", "length", "kv_heads", "head_dim")
+        names = ("batch", "kv_heads", "length", "head_dim")
         return constrain(array, *("layers",) * (array.ndim - 4), *names)
 
     def layer(old: LayerCache) -> LayerCache:
         return LayerCache(*map(lay, (
-            old.k_BSKH, old.v_BSKH, old.memory_k_BSKH, old.memory_v_BSKH,
+            old.k_BKSH, old.v_BKSH, old.memory_k_BKSH, old.memory_v_BKSH,
         )))  # fmt: skip
 
     return cache.replace(layers=_map(layer, cache.layers))
@@ -120,10 +120,10 @@ def _map(function: Callable[[LayerCache], LayerCache], layers):
 
 
 def _fit(array: Array, length: int) -> Array:
-    """[..., length, K, H]."""
-    array = array[..., :length, :, :]
-    missing = length - array.shape[-3]
-    return jnp.pad(array, [(0, 0)] * (array.ndim - 3) + [(0, missing), (0, 0), (0, 0)])
+    """[..., length, H]."""
+    array = array[..., :length, :]
+    missing = length - array.shape[-2]
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 2) + [(0, missing), (0, 0)])
 
 
 def _fit_last(array: Array, length: int) -> Array:

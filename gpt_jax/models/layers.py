@@ -55,13 +55,13 @@ class Context:
 
 @flax.struct.dataclass
 class LayerCache:
-    """Keys and values, [B, S, K, H] each: of the tokens so far, rotated already, and of the
+    """Keys and values, [B, K, S, H] each: of the tokens so far, rotated already, and of the
     encoder's outputs (None before the first pass, and without an encoder)."""
 
-    k_BSKH: Array
-    v_BSKH: Array
-    memory_k_BSKH: Array | None = None
-    memory_v_BSKH: Array | None = None
+    k_BKSH: Array
+    v_BKSH: Array
+    memory_k_BKSH: Array | None = None
+    memory_v_BKSH: Array | None = None
 
 
 def weight_init(config: TransformerConfig, fan_in: int, *, residual: bool = False):
@@ -169,34 +169,42 @@ class Attention(nn.Module):
         if context.rotary is not None:
             q_BTNH = positions.rotate(q_BTNH, context.rotary)
             keys = positions.rotate(keys, context.rotary)
-        segments, mask, window = context.segment_ids_BT, context.mask_BTT, context.window
+        mask, window = context.mask_BTT, context.window
         if cache is not None:
             cache, mask = _extend(cache, keys, values, context)
-            keys, values, segments = cache.k_BSKH, cache.v_BSKH, None
         if mask is not None and window is not None:
             first_B = jnp.zeros(1, jnp.int32) if cache is None else context.cache_index_B
             mask &= _in_window(first_B, mask.shape, window)
             window = None
-        out_BTNH = self._attend(
-            q_BTNH, keys, values, context, causal=context.causal, segment_ids_BT=segments,
-            mask_BTS=mask, bias_BNTS=context.bias_BNTS, window=window,
-        )  # fmt: skip
+        if cache is not None:
+            out_BTNH = attention.attend_cached(
+                q_BTNH, cache.k_BKSH, cache.v_BKSH, mask, bias_BNTS=context.bias_BNTS,
+                **self._how(context),
+            )  # fmt: skip
+        else:
+            out_BTNH = self._attend(
+                q_BTNH, keys, values, context, causal=context.causal, mask_BTS=mask,
+                segment_ids_BT=context.segment_ids_BT, bias_BNTS=context.bias_BNTS, window=window,
+            )  # fmt: skip
         return self.out(out_BTNH, context.platform), cache
 
     def cross(
         self, x_BTD: Array, context: Context, cache: LayerCache | None
     ) -> tuple[Array, LayerCache | None]:
         """Attention to the encoder's outputs, or to what the cache holds of them."""
+        q_BTNH, mask_BTS = self._queries(x_BTD, context), context.memory_mask_BTS
         if context.memory_BSD is not None:
             keys, values = self._keys_values(context.memory_BSD, context)
-            if cache is not None:
-                cache = cache.replace(memory_k_BSKH=keys, memory_v_BSKH=values)
-        else:
-            keys, values = cache.memory_k_BSKH, cache.memory_v_BSKH
-        out_BTNH = self._attend(
-            self._queries(x_BTD, context), keys, values, context, causal=False,
-            mask_BTS=context.memory_mask_BTS,
-        )  # fmt: skip
+            if cache is None:
+                out_BTNH = self._attend(
+                    q_BTNH, keys, values, context, causal=False, mask_BTS=mask_BTS
+                )
+                return self.out(out_BTNH, context.platform), None
+            keys, values = attention.heads_first(keys), attention.heads_first(values)
+            cache = cache.replace(memory_k_BKSH=keys, memory_v_BKSH=values)
+        out_BTNH = attention.attend_cached(
+            q_BTNH, cache.memory_k_BKSH, cache.memory_v_BKSH, mask_BTS, **self._how(context)
+        )
         return self.out(out_BTNH, context.platform), cache
 
     def _queries(self, x_BTD: Array, context: Context) -> Array:
@@ -210,33 +218,39 @@ class Attention(nn.Module):
     def _attend(
         self, q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, context: Context, **how
     ) -> Array:
-        c = self.config
+        name = attention.implementation_for(self.config.attention, context.platform)
         return attention.attention(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            precision=products.precision(c.dtype, context.platform),
-            scale=(c.score_width or c.head_dim) ** -0.5 if c.scale_attention else 1.0,
-            softcap=c.attention_softcap,
-            implementation=attention.implementation_for(c.attention, context.platform),
-            **how,
+            q_BTNH, k_BSKH, v_BSKH, implementation=name, **self._how(context), **how
         )
+
+    def _how(self, context: Context) -> dict:
+        """What all attention of the model shares."""
+        c = self.config
+        return {
+            "precision": products.precision(c.dtype, context.platform),
+            "scale": (c.score_width or c.head_dim) ** -0.5 if c.scale_attention else 1.0,
+            "softcap": c.attention_softcap,
+        }
 
 
 def _extend(cache: LayerCache, k_BTKH: Array, v_BTKH: Array, context: Context):
     """Writes the new keys and values at each row's index; returns them and who sees whom."""
     index_B = context.cache_index_B
-    write = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0, 0)))
-    cache = cache.replace(
-        k_BSKH=write(cache.k_BSKH, k_BTKH.astype(cache.k_BSKH.dtype), index_B),
-        v_BSKH=write(cache.v_BSKH, v_BTKH.astype(cache.v_BSKH.dtype), index_B),
-    )
+
+    def write(old_BKSH: Array, new_BTKH: Array) -> Array:
+        new_BKTH = attention.heads_first(new_BTKH).astype(old_BKSH.dtype)
+        # One row after another, in place.
+        row = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (0, i, 0)))
+        return row(old_BKSH, new_BKTH, index_B)
+
+    cache = cache.replace(k_BKSH=write(cache.k_BKSH, k_BTKH), v_BKSH=write(cache.v_BKSH, v_BTKH))
+    num_places = cache.k_BKSH.shape[2]
     if context.mask_BTT is not None:
         # A prompt that is read by other rules than left to right fills an empty cache.
-        missing = cache.k_BSKH.shape[1] - context.mask_BTT.shape[2]
+        missing = num_places - context.mask_BTT.shape[2]
         return cache, jnp.pad(context.mask_BTT, ((0, 0), (0, 0), (0, missing)))
     query_BT = index_B[:, None] + jnp.arange(k_BTKH.shape[1])
-    mask_BTS = jnp.arange(cache.k_BSKH.shape[1]) <= query_BT[..., None]
+    mask_BTS = jnp.arange(num_places) <= query_BT[..., None]
     return cache, mask_BTS
 
 

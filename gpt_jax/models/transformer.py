@@ -30,7 +30,7 @@ class Cache:
     """A decoding cache.
 
     Attributes:
-      layers: LayerCache of [L, B, S, K, H] leaves (scan) or a list of L (unrolled).
+      layers: LayerCache of [L, B, K, S, H] leaves (scan) or a list of L (unrolled).
       index_B: Tokens each row holds: int32[B].
       memory_segments_BS: Segments of the encoder's input, 0 = padding; None without an encoder.
     """
@@ -217,7 +217,7 @@ class Transformer(nn.Module):
             # In a document positions rise with the columns, so that distances are those of columns.
             queries = keys = jnp.arange(positions_BT.shape[1])[None]
         if cache is not None:
-            length = jax.tree.leaves(cache.layers)[0].shape[-3]
+            length = jax.tree.leaves(cache.layers)[0].shape[-2]
             keys = jnp.arange(length)[None]
         return positions.relative_bias(
             table, queries, keys, max_distance=c.relative_max_distance,
@@ -294,7 +294,7 @@ def init_params(model: Transformer, key: Array) -> Tree:
 
 def make_cache(config: TransformerConfig, batch_size: int, length: int, dtype: Any) -> Cache:
     """An empty cache for `length` tokens a row."""
-    shape = (batch_size, length, config.num_kv_heads, config.head_dim)
+    shape = (batch_size, config.num_kv_heads, length, config.head_dim)
 
     # Arrays of their own for every k and v: shared ones could not be donated.
     def layer(shape: tuple[int, ...]) -> LayerCache:

@@ -52,25 +52,20 @@ def _attend(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BNTS, softcap, precision: Precis
     return out.reshape(B, K, G, T, H)
 
 
-def _heads_first(q_BTNH, k_BSKH, v_BSKH):
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    return q_BKGTH, k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-
-
 def _einsum(
     q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, window, mask_BTS, bias_BNTS, softcap,
     precision,
 ):  # fmt: skip
     """All scores at once."""
-    q, k, v = _heads_first(q_BTNH, k_BSKH, v_BSKH)
+    B, T, N, H = q_BTNH.shape
+    q, k, v = (heads_first(x) for x in (q_BTNH, k_BSKH, v_BSKH))
+    q = q.reshape(B, k.shape[1], -1, T, H)
     if mask_BTS is not None:
         mask = mask_BTS[:, None, None]
     else:
         mask = _scores_mask(causal, segment_ids_BT, window, 0, q.shape[3], k.shape[2])
     out = _attend(q, k, v, mask, bias_BNTS, softcap, precision)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
+    return out.reshape(B, N, T, H).transpose(0, 2, 1, 3)
 
 
 def _blocked(
@@ -253,13 +248,48 @@ def attention(
       implementation: A name of IMPLEMENTATIONS but "auto".
     """
     assert q_BTNH.shape[2] % k_BSKH.shape[2] == 0, (q_BTNH.shape, k_BSKH.shape)
-    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
-    if scale != 1:
-        # Scaling q is cheaper than scaling the scores: H numbers a query instead of S.
-        q_BTNH = q_BTNH * scale
+    q_BTNH = _scaled(q_BTNH, scale)
     out = _IMPLEMENTATIONS[implementation](
         q_BTNH, k_BSKH, v_BSKH, causal=causal and mask_BTS is None,
         segment_ids_BT=segment_ids_BT, window=window, mask_BTS=mask_BTS, bias_BNTS=bias_BNTS,
         softcap=softcap, precision=precision,
     )  # fmt: skip
     return products.to_compute(out, precision)
+
+
+def _scaled(q_BTNH: Array, scale: float | None) -> Array:
+    """Scaling q is cheaper than scaling the scores: H numbers a query instead of S."""
+    scale = q_BTNH.shape[-1] ** -0.5 if scale is None else scale
+    return q_BTNH if scale == 1 else q_BTNH * scale
+
+
+def attend_cached(
+    q_BTNH: Array,
+    k_BKSH: Array,
+    v_BKSH: Array,
+    mask_BTS: Array,
+    *,
+    precision: Precision,
+    bias_BNTS: Array | None = None,
+    softcap: float = 0.0,
+    scale: float | None = None,
+) -> Array:
+    """`attention` to keys and values that lie heads first, as a cache holds them.
+
+    A decoded token reads all of them once. In this order each head's are contiguous, and the two
+    products read them where they lie; in the order of `attention` they are copied first, which
+    took three to six times as long on CPU (docs/speed.md).
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BKSH.shape[1]
+    assert N % K == 0, (q_BTNH.shape, k_BKSH.shape)
+    q_BKGTH = heads_first(_scaled(q_BTNH, scale)).reshape(B, K, N // K, T, H)
+    mask = mask_BTS[:, None, None]
+    out_BKGTH = _attend(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BNTS, softcap, precision)
+    out_BTNH = out_BKGTH.reshape(B, N, T, H).transpose(0, 2, 1, 3)
+    return products.to_compute(out_BTNH, precision)
+
+
+def heads_first(x_BTNH: Array) -> Array:
+    """[B, N, T, H]."""
+    return x_BTNH.transpose(0, 2, 1, 3)
