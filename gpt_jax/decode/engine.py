@@ -4,9 +4,8 @@ One thread, no clock, no text. What a request gets does not depend on what runs 
 """
 
 import contextlib
-import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +104,7 @@ class Engine:
             "prompt_tokens": self._reader.num_tokens,
             "cached_tokens": self._reader.num_cached,
             "generated_tokens": self._num_generated,
-            "prefix_hits": self._reader.prefixes.hits,
+            "prefix_hits": self._reader.num_hits,
         }
 
     def check(self, request: Request) -> None:
@@ -145,6 +144,8 @@ class Engine:
     def end(self, job: Job, sample: int) -> None:
         """Ends one sample, which gets no more outputs."""
         job.ended.add(sample)
+        if len(job.ended) == job.request.params.n:
+            self.cancel(job)
         for row in self._slots.running:
             if row.owner is job and row.sample == sample:
                 self._slots.free(row)
@@ -219,15 +220,21 @@ class Engine:
 
     def _fit(self, row: Row) -> None:
         """Makes place for a row, and at once for those that come soon: each size is compiled."""
-        soon = [self._row(job, 0, constrained=False) for job in self._next_jobs()]
-        num = self._slots.num_running + self._num_ready + sum(j.num_rows for j in self._waiting)
-        rows = [*self._slots.running, row, *soon]
+        num = self._slots.num_running + self._num_ready
+        rows = [*self._slots.running, row]
+        for job in [*(read.job for read in self._ready), *self._waiting_soon(num)]:
+            rows.append(self._row(job, 0, constrained=False))
+        num += sum(job.num_rows for job in self._waiting_soon(num))
         self._slots.fit(self._slots.shape_for(num, rows, self._memory(rows)))
 
-    def _next_jobs(self) -> list[Job]:
-        """Those that wait and could be read next."""
-        read = [read.job for read in self._ready]
-        return [*read, *itertools.islice(self._waiting, self._max_slots)]
+    def _waiting_soon(self, num_rows: int) -> Iterator[Job]:
+        """Jobs that wait, until there are enough for all places beside num_rows others."""
+        for job in self._waiting:
+            if num_rows >= self._max_slots:
+                break
+            num_rows += job.num_rows
+            if job.num_rows:
+                yield job
 
     def _memory(self, rows: Sequence[Row]) -> int:
         """Places of the encoder's outputs that rows need."""

@@ -26,14 +26,12 @@ class Prefixes:
     """The prompts used last, up to a number of places.
 
     Attributes:
-      hits: How many prompts began like one of them.
       num_places: How many places they take.
     """
 
     def __init__(self, max_places: int):
         self._max_places = max_places
         self._entries: list[_Entry] = []  # the one used last is last
-        self.hits = 0
 
     @property
     def num_places(self) -> int:
@@ -54,7 +52,6 @@ class Prefixes:
             return 0, None
         entry = self._entries.pop(best)
         self._entries.append(entry)
-        self.hits += 1
         return common[best], entry.cache
 
     def add(self, text: Sequence[int], cache: Cache, row: int) -> None:

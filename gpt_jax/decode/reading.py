@@ -45,6 +45,7 @@ class Reader:
       prefixes: What earlier ones left.
       num_tokens: Of all prompts so far.
       num_cached: How many of them were known.
+      num_hits: How many prompts began like an earlier one.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Reader:
         self._prefill: Prefill | None = None
         self.jobs: list[Job] = []
         self.prefixes = Prefixes(0 if self._whole else prefix_cache_tokens)
-        self.num_tokens = self.num_cached = 0
+        self.num_tokens = self.num_cached = self.num_hits = 0
 
     def text(self, job: Job) -> Sequence[int]:
         """What the decoder reads first."""
@@ -100,6 +101,7 @@ class Reader:
         group[0].cached_tokens = num_known
         self.num_tokens += sum(len(job.request.prompt) for job in group)
         self.num_cached += num_known
+        self.num_hits += num_known > 0
         top = top_size([job.request.params for job in group])
         self.jobs = group
         self._prefill = Prefill(
@@ -148,7 +150,8 @@ class Reader:
         """Tokens of a chunk."""
         if not job.request.prompt_logprobs:
             return self._chunk
-        return min(self._chunk, max(MIN_BUCKET, _MAX_LOGITS // self._model.config.vocab_size))
+        fitting = max(MIN_BUCKET, _MAX_LOGITS // self._model.config.vocab_size)
+        return min(self._chunk, 1 << (fitting.bit_length() - 1))
 
     def _chunk_for(self, group: list[Job]) -> int:
         """Most tokens of one row in one call."""

@@ -212,8 +212,9 @@ class Generator:
         try:
             for request in requests:
                 readings.append(self._begin(request))
-            while any(reading.open for reading in readings):
-                self._step(None)
+            for reading in readings:
+                while reading.open:
+                    self._step(None)
         finally:
             for reading in readings:
                 self._forget(reading)
