@@ -126,14 +126,17 @@ class GGUF:
         return HFConfig(values, self.where)
 
     def _rope_scaling(self) -> dict[str, Any] | None:
-        """In Hugging Face's words; what lacks a factor is refused when these are read."""
+        """In Hugging Face's words."""
         kind = self._llama("rope.scaling.type") or "none"
         if _ROPE_FACTORS in self._tensors:
-            kind = "llama3"
-        if kind == "none":
-            return None
-        factor = self._llama("rope.scaling.factor") if kind == "linear" else None
-        return {"rope_type": kind, "factor": _as_written(factor)}
+            kind = "llama3"  # of which the file holds the outcome, not the numbers behind it
+        if kind not in ("none", "linear"):
+            raise ValueError(
+                f"init.source: {self.where}: rope_scaling {kind!r} is not supported in a GGUF "
+                "file; open the model's Hugging Face folder"
+            )
+        factor = _as_written(self._llama("rope.scaling.factor"))
+        return None if kind == "none" else {"rope_type": kind, "factor": factor}
 
     def _llama(self, key: str) -> Any:
         return self.metadata(f"llama.{key}")

@@ -88,10 +88,11 @@ def open_model(
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     model = Transformer(config, mesh.devices.flat[0].platform)
     like = abstract_on_mesh(model, mesh)
+    loaded, target = load_params(spec, config), canonical.stacked_target(like)
     # A bare BERT has a pooler, which only its head for classes reads.
-    unread = ("^pooler/",) if config.head == "none" else ()
-    target = canonical.stacked_target(like)
-    used, new = merge_strict(load_params(spec, config), target, unread, spec)
+    has_pooler = any(name.startswith("pooler/") for name in loaded)
+    unread = ("^pooler/",) if config.head == "none" and has_pooler else ()
+    used, new = merge_strict(loaded, target, unread, spec)
     assert not new, new
     params = place(used, like)
     path = tokenizer_path(spec, cache_dir())

@@ -29,7 +29,8 @@ def _placed(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     places = {device: _place(index, leaf.shape) for device, index in indices.items()}
     shards = _read(parameter, set(places.values()))
     arrays = [jax.device_put(shards[place], device) for device, place in places.items()]
-    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)
+    whole = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)
+    return jax.block_until_ready(whole)  # until then the host's copy is held
 
 
 def _read(parameter: Parameter, places: set[Place]) -> dict[Place, np.ndarray]:

@@ -139,7 +139,7 @@ def _weight_map(index: Path) -> dict[str, Path]:
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"init.source: {index} holds no weight_map")
     for name, shard in shards.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in (".", ".."):
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
             raise ValueError(
                 f"init.source: {index}: {name} is said to be in {shard!r}, which is no file name"
             )

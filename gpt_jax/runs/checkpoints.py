@@ -103,8 +103,8 @@ class Checkpoints:
         )
         handlers = None
         if in_flight:
-            # Orbax counts in 10^9 bytes.
-            handler = ocp.StandardCheckpointHandler(save_concurrent_gb=in_flight / 1e9)
+            # Orbax counts in 10^9 bytes, and must not round it down.
+            handler = ocp.StandardCheckpointHandler(save_concurrent_gb=(in_flight + 1000) / 1e9)
             handlers = {_PARAMS: handler, _MANIFEST: ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
