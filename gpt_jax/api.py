@@ -11,13 +11,13 @@ docs/python_api.md has the table of names, defaults and differences.
 """
 
 import dataclasses
-import functools
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpt_jax.convert.export_run import export_run
 from gpt_jax.convert.open_model import OpenModel, open_model
 from gpt_jax.data.chat_template import CHATML, Messages
 from gpt_jax.data.tokenizers import Tokenizer
@@ -28,11 +28,13 @@ from gpt_jax.decode.hf_generate import (
     ends_of,
     generate_rows,
     pieces,
+    put_into,
     stream_ids,
 )
 from gpt_jax.decode.hf_options import generate_options
+from gpt_jax.decode.infill import infill_prompt
 from gpt_jax.decode.sampling_params import SamplingParams
-from gpt_jax.decode.text import Completion, Generator
+from gpt_jax.decode.write import MAX_SLOTS, Way, Whole, constraint_of, whole, write
 from gpt_jax.evals import classify as labels
 from gpt_jax.evals import embed as vectors
 from gpt_jax.evals.text_scores import TextScore, score_texts
@@ -43,8 +45,6 @@ from gpt_jax.parallel.startup import start
 Input = str | Sequence[int] | np.ndarray
 # Of an answer, as in Hugging Face's pipeline.
 _CHAT_TOKENS = 256
-# Texts that are decoded together at most.
-_MAX_SLOTS = 32
 
 
 def from_pretrained(spec: str, *, step: int | None = None, quantize: bool = False) -> "Model":
@@ -65,7 +65,7 @@ def from_pretrained(spec: str, *, step: int | None = None, quantize: bool = Fals
         from gpt_jax.models.quantize import quantize as to_int8
 
         opened = dataclasses.replace(opened, params=to_int8(opened.params))
-    return Model(opened)
+    return Model(opened, spec=str(spec), step=step)
 
 
 class Model:
@@ -75,8 +75,14 @@ class Model:
       opened: What was read: Flax model, parameters, tokenizer, ids and template.
     """
 
-    def __init__(self, opened: OpenModel):
+    def __init__(self, opened: OpenModel, *, spec: str = "", step: int | None = None):
+        """
+        Args:
+          opened: The model.
+          spec, step: Where it was read from, for save_pretrained.
+        """
         self.opened = opened
+        self._spec, self._step = spec, step
 
     def __repr__(self) -> str:
         c = self.config
@@ -120,8 +126,7 @@ class Model:
         ids = self.tokenizer.encode_with_offsets(text, parse_special=True)[0]
         if not add_special_tokens:
             return ids
-        before, behind = vectors.around(self.opened)
-        return [*before, *ids, *behind]
+        return [*self.opened.prefix_ids, *ids, *self.opened.suffix_ids]
 
     def decode(self, ids: int | Sequence[int] | np.ndarray, skip_special_tokens=False) -> str:
         """Text of ids."""
@@ -193,37 +198,54 @@ class Model:
             self.opened, rows, chosen, seed=seed, draft=draft, make_engine=self._engine
         )
         if streamer is not None:
-            return _put_into(streamer, counted(self.opened, rows)[0], ids)
+            return put_into(streamer, counted(self.opened, rows)[0], ids)
         return pieces(self.tokenizer, ids, ends_of(self.opened, chosen))
 
-    def complete(
-        self, prompt: Input, *, seed: int | None = None, **sampling: Any
-    ) -> str | list[str]:
-        """Text in, text out, by our own names (decode.sampling_params.SamplingParams).
+    def complete(self, prompt: Input, **asked: Any) -> str | list[str]:
+        """Text in, text out, by our own names: the continuation alone, a list of them with n.
 
-        Returns:
-          The continuation alone; a list of them with n.
+        Args and raises as completions.
+        """
+        texts = [completion.text for completion in self.completions(prompt, **asked)]
+        return texts if "n" in asked else texts[0]
+
+    def completions(
+        self,
+        prompt: Input,
+        *,
+        suffix: str = "",
+        json_schema: dict | None = None,
+        regex: str = "",
+        grammar: str = "",
+        seed: int | None = None,
+        **sampling: Any,
+    ) -> list[Whole]:
+        """As complete, with tokens, log-probabilities and why each text ended.
+
+        Args:
+          prompt: A text or ids.
+          suffix: What is to stand behind the new text, for models that fill in the middle.
+          json_schema, regex, grammar: What the text must be like, one of them.
+          seed: None: another one each time.
+          **sampling: As in decode.sampling_params.SamplingParams.
 
         Raises:
           ValueError: A value or the prompt is not allowed.
         """
-        texts = [completion.text for completion in self.completions(prompt, seed=seed, **sampling)]
-        return texts if "n" in sampling else texts[0]
-
-    def completions(
-        self, prompt: Input, *, seed: int | None = None, **sampling: Any
-    ) -> list[Completion]:
-        """As complete, with tokens, log-probabilities and why each text ended."""
-        for name in ("stop", "stop_ids", "logit_bias"):
-            if isinstance(value := sampling.get(name), str):
-                sampling[name] = (value,)
-            elif isinstance(value, Mapping):
-                sampling[name] = tuple(value.items())
-            elif value is not None:
-                sampling[name] = tuple(map(_tuple, value))
+        opened = self.opened
+        ids = self.encode(prompt) if isinstance(prompt, str) else _ids(prompt)
+        sampling = {name: _frozen(value) for name, value in sampling.items()}
+        if suffix:
+            text = prompt if isinstance(prompt, str) else self.decode(prompt)
+            ids = infill_prompt(
+                self.tokenizer, opened.infill, text, suffix, before=opened.prefix_ids
+            )
+            sampling["stop_ids"] = (*sampling.get("stop_ids", ()), *opened.infill.ends)
         seed = secrets.randbits(32) if seed is None else seed
         params = SamplingParams(seed=seed, **sampling)
-        return self._generator.complete([_read(prompt)], params)
+        constraint = constraint_of(opened, json_schema=json_schema, regex=regex, grammar=grammar)
+        way = Way(constraint=constraint)
+        return whole(write(opened, ids or [opened.eos_ids[0]], params, way), params.n)
 
     def chat(self, messages: Messages | str, *, stream: bool = False, **options: Any):
         """The assistant's next turn as text; generate's options, but for max_new_tokens=256.
@@ -275,34 +297,30 @@ class Model:
         Raises:
           ValueError: The model has another head, or a text is too long.
         """
-        asked = [texts] if isinstance(texts, str | Mapping) else list(texts)
-        pairs = [
-            (text, "") if isinstance(text, str) else (text["text"], text.get("text_pair") or "")
-            for text in asked
-        ]
-        found = labels.classify(self.opened, pairs, top_k=top_k, function=function_to_apply)
-        if isinstance(texts, Mapping):
-            return found[0][0] if top_k == 1 else found[0]
-        if isinstance(texts, str):
-            return found[0]
-        return [best[0] for best in found] if top_k == 1 else found
+        return labels.as_pipeline(self.opened, texts, top_k=top_k, function=function_to_apply)
 
     __call__ = classify
 
-    @functools.cached_property
-    def _generator(self) -> Generator:
-        opened = self.opened
-        return Generator(
-            opened.model, opened.params, opened.tokenizer, prefix_ids=opened.prefix_ids,
-            suffix_ids=opened.suffix_ids, eos_ids=opened.eos_ids,
-        )  # fmt: skip
+    def save_pretrained(self, folder: str, dtype: str = "float32") -> None:
+        """Writes a folder that Hugging Face's transformers reads to the same model.
+
+        Args:
+          folder: A new or empty one.
+          dtype: "float32" or "bfloat16"; of the weights as they were read, not of their int8.
+
+        Raises:
+          ValueError: No family of theirs has this model, or the folder holds files.
+        """
+        if not self._spec:
+            raise ValueError("save_pretrained: the model was not read from anywhere")
+        export_run(self._spec, folder, step=self._step, dtype=dtype)
 
     def _engine(self, num_texts: int) -> Engine:
         """One of its own for each call: two streams may be read in turns."""
         opened = self.opened
         return Engine(
             opened.model, opened.params, vocab_size=self.tokenizer.vocab_size,
-            eos_ids=opened.eos_ids, max_slots=min(num_texts, _MAX_SLOTS),
+            eos_ids=opened.eos_ids, max_slots=min(num_texts, MAX_SLOTS),
         )  # fmt: skip
 
     def _rows(self, inputs: Input | Sequence[Input]) -> list[list[int]]:
@@ -313,17 +331,6 @@ class Model:
         return [self.encode(row) if isinstance(row, str) else _ids(row) for row in inputs]
 
 
-def _put_into(streamer: Any, before: Sequence[int], ids: Iterator[int]) -> np.ndarray:
-    """Gives a streamer the prompt and then each token; int32[1, T], all of them."""
-    whole = list(before)
-    streamer.put(np.array([whole], np.int32))
-    for token_id in ids:
-        whole.append(token_id)
-        streamer.put(np.array([token_id], np.int32))
-    streamer.end()
-    return np.array([whole], np.int32)
-
-
 def _ids(row: Sequence[int] | np.ndarray) -> list[int]:
     """A row of ids as integers."""
     ids = np.asarray(row)
@@ -332,9 +339,12 @@ def _ids(row: Sequence[int] | np.ndarray) -> list[int]:
     return ids.tolist()
 
 
-def _read(prompt: Input) -> str | list[int]:
-    return prompt if isinstance(prompt, str) else _ids(prompt)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _frozen(value: Any) -> Any:
+    """A value as SamplingParams takes it: a text is one stop string, a dict is pairs."""
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list | tuple):
+        return tuple(tuple(each) if isinstance(each, list) else each for each in value)
+    return value

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,10 @@ from test_embed import opened, unpadded
 
 from gpt_jax.api import Model
 from gpt_jax.data.chat_template import ChatTemplate
+from gpt_jax.data.infill_tokens import InfillTokens
 from gpt_jax.decode.hf_options import generate_options
+from gpt_jax.decode.sampling_params import SamplingParams
+from gpt_jax.decode.write import Way, whole, write
 from gpt_jax.evals.text_scores import score_texts
 
 
@@ -223,3 +227,45 @@ def test_one_text_has_one_vector_and_one_score():
     m = model()
     assert m.embed("one").shape == (32,) and m.embed(["one", "two"]).shape == (2, 32)
     assert m.score("one").ids == m.score(["one"])[0].ids
+
+
+def test_a_text_may_be_held_to_a_form_or_fill_a_gap():
+    pytest.importorskip("llguidance")
+    m = model()
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
+              "additionalProperties": False}  # fmt: skip
+    how = {"max_tokens": 40, "seed": 0}
+    assert set(json.loads(m.complete("x", json_schema=schema, **how))) == {"a"}
+    assert m.complete("x", regex="(yes|no)", **how) in ("yes", "no")
+    with pytest.raises(ValueError, match="json_schema: does not go together with regex"):
+        m.complete("x", json_schema=schema, regex="a")
+    with pytest.raises(ValueError, match="suffix: this model was not trained"):
+        m.complete("x", suffix="y")
+    # The ids of a model that was: prefix, prompt, suffix, its text, middle.
+    gap = dataclasses.replace(opened("decoder"), infill=InfillTokens(257, 258, 7, ends=(97,)))
+    (filled,) = Model(gap).completions("ab", suffix="c", max_tokens=3, logit_bias={97: 100.0})
+    assert filled.text == "" and [token.id for token in filled.tokens] == [97]
+
+
+def test_ways_to_write_exclude_each_other():
+    with pytest.raises(ValueError, match="beams: does not go together with lookup"):
+        Way(beams=2, lookup=3)
+    with pytest.raises(ValueError, match="beams: 0 is not an integer of at least 1"):
+        Way(beams=0)
+    params = SamplingParams(top_p=0.5)
+    with pytest.raises(ValueError, match=r"top_p: 0\.5 does not go together with beams"):
+        write(opened("decoder"), [256], params, Way(beams=2))
+
+
+def test_beams_and_drafts_write_texts_too():
+    m = model()
+    params = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+    plain = whole(write(m.opened, [256, 97], params), 1)
+    streamed = list(write(m.opened, [256, 97], params, streams=True))
+    assert whole(iter(streamed), 1) == plain and len(streamed) >= 8
+    ids = [token.id for token in plain[0].tokens]
+    (drafted,) = whole(write(m.opened, [256, 97], params, Way(lookup=2)), 1)
+    assert [token.id for token in drafted.tokens] == ids and drafted.finish_reason == "length"
+    (best,) = whole(write(m.opened, [256, 97], params, Way(beams=2)), 1)
+    row = m.generate([256, 97], num_beams=2, max_new_tokens=8, eos_token_id=-1)[0, 2:]
+    assert best.text == m.decode(row, skip_special_tokens=True)

@@ -29,8 +29,9 @@ def opened(family, **changes):
     # The outputs of a text are of order 1 and differ from place to place.
     params = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, params)
     return OpenModel(
-        name="tiny", model=model, params=params, tokenizer=tokenizer, prefix_ids=(256,),
-        suffix_ids=(), eos_ids=(256,), chat_template=None, generation={}, labels=(),
+        name="tiny", model=model, params=params, tokenizer=tokenizer,
+        prefix_ids=(257,) if family == "encoder" else (256,),
+        suffix_ids=(258,) if family == "encoder" else (), eos_ids=(256,), chat_template=None, generation={}, labels=(),
     )  # fmt: skip
 
 

@@ -33,6 +33,18 @@ class Writer(HasModel, Protocol):
     eos_ids: tuple[int, ...]
 
 
+class Streamer(Protocol):
+    """Takes tokens as they come; Hugging Face's streamers are such."""
+
+    def put(self, value: np.ndarray) -> None:
+        """int32[1, T], the prompt, and then int32[1] for each token."""
+        ...
+
+    def end(self) -> None:
+        """There are no more."""
+        ...
+
+
 class Generated(NamedTuple):
     """What `generate` wrote.
 
@@ -195,6 +207,17 @@ def pieces(tokenizer: Tokenizer, ids: Iterator[int], ends: tuple[int, ...]) -> I
             yield piece
     if piece := streamer.flush():
         yield piece
+
+
+def put_into(streamer: Streamer, before: Sequence[int], ids: Iterator[int]) -> np.ndarray:
+    """Gives a streamer the prompt and then each token; int32[1, T], all of them."""
+    whole = list(before)
+    streamer.put(np.array([whole], np.int32))
+    for token_id in ids:
+        whole.append(token_id)
+        streamer.put(np.array([token_id], np.int32))
+    streamer.end()
+    return np.array([whole], np.int32)
 
 
 def counted(target: Writer, rows: Rows) -> Rows:

@@ -4,7 +4,8 @@ B batch, C classes; n texts.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,6 +50,39 @@ def classify(
         [{"label": labels[c], "score": float(scores_C[c])} for c in best_C]
         for scores_C, best_C in zip(scores_nC, best_nC, strict=True)
     ]
+
+
+def as_pipeline(
+    opened: OpenModel,
+    texts: str | Mapping[str, str] | Sequence[str | Mapping[str, str]],
+    *,
+    top_k: int | None = 1,
+    function: str | None = None,
+) -> Any:
+    """The same in the forms of Hugging Face's pipeline "text-classification".
+
+    Args:
+      opened: A model with the head "sequence".
+      texts: A text, a dict of `text` and `text_pair`, or a list of them.
+      top_k, function: As classify's.
+
+    Returns:
+      Of a list one dict of `label` and `score` each, of a text one in a list, of a dict one; with
+      a top_k that is not 1, a list of them in its place.
+
+    Raises:
+      ValueError: As classify.
+    """
+    asked = [texts] if isinstance(texts, str | Mapping) else list(texts)
+    pairs = [
+        (text, "") if isinstance(text, str) else (text["text"], text.get("text_pair") or "")
+        for text in asked
+    ]
+    found = classify(opened, pairs, top_k=top_k, function=function)
+    if isinstance(texts, str):
+        return found[0]
+    best = [each[0] for each in found] if top_k == 1 else found
+    return best[0] if isinstance(texts, Mapping) else best
 
 
 def class_scores(

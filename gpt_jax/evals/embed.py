@@ -22,9 +22,9 @@ def embed(
 ) -> np.ndarray:
     """One vector a text: the mean of the last layer's outputs over its tokens, of length 1.
 
-    An encoder reads the text as it was trained to ([CLS] text [SEP]), and what it puts around the
-    text counts in the mean (arXiv:1908.10084); a decoder reads it behind its prefix, and the mean
-    is over the outputs that its head would read.
+    What the model is used to around a text ([CLS] and [SEP], "<s>") is read too, and counts in the
+    mean, as in Sentence-BERT (arXiv:1908.10084). Of a decoder these are the outputs that its head
+    would read.
 
     Args:
       opened: An encoder or a decoder.
@@ -61,12 +61,11 @@ def input_ids(opened: OpenModel, texts: Sequence[str | Sequence[int]]) -> list[l
     config = opened.model.config
     if not len(texts):
         raise ValueError("texts: 0 are not at least 1")
-    before, behind = around(opened)
     found = []
     for number, text in enumerate(texts):
         ids = [int(i) for i in text] if not isinstance(text, str) else []
         if isinstance(text, str):
-            ids = [*before, *opened.tokenizer.encode(text), *behind]
+            ids = [*opened.prefix_ids, *opened.tokenizer.encode(text), *opened.suffix_ids]
         unknown = [i for i in ids if not 0 <= i < config.vocab_size]
         if unknown:
             right = f"an id from 0 to {config.vocab_size - 1}"
@@ -76,13 +75,6 @@ def input_ids(opened: OpenModel, texts: Sequence[str | Sequence[int]]) -> list[l
             raise ValueError(f"texts[{number}]: {len(ids)} tokens are not {right}")
         found.append(ids)
     return found
-
-
-def around(opened: OpenModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids before and behind a text; an encoder's as tasks.encode makes them."""
-    if opened.model.config.family == "encoder":
-        return (opened.tokenizer.cls_id,), (opened.tokenizer.sep_id,)
-    return opened.prefix_ids, opened.suffix_ids
 
 
 @functools.partial(jax.jit, static_argnames="model")

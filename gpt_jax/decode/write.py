@@ -1,0 +1,200 @@
+"""One prompt's texts by any of the ways to write them: the engine, drafts, a beam search."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from gpt_jax.decode.constraints import (
+    ConstraintFactory,
+    grammar_constraint,
+    json_schema_constraint,
+    regex_constraint,
+)
+from gpt_jax.decode.engine import Engine
+from gpt_jax.decode.hf_generate import Writer, generate_rows
+from gpt_jax.decode.hf_options import GenerateOptions
+from gpt_jax.decode.request import Request, Token
+from gpt_jax.decode.sampling_params import SamplingParams
+from gpt_jax.decode.speculative import HasModel, speculate
+from gpt_jax.decode.text import TextStream
+
+# Texts that are decoded together at most, and tokens that a draft proposes.
+MAX_SLOTS, NUM_DRAFT = 32, 4
+# What a beam search takes of SamplingParams.
+_OF_BEAMS = (
+    "max_tokens", "min_tokens", "n", "seed", "temperature", "repetition_penalty",
+    "no_repeat_ngram", "stop_ids", "ignore_eos",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How texts are written; by the engine unless something else is asked for.
+
+    Attributes:
+      beams: Above 1: a beam search; it draws nothing.
+      draft: A model that proposes tokens.
+      lookup: So many tokens are proposed from what stands in the text already; 0: none.
+      constraint: What the text must be like (decode.constraints).
+
+    Raises:
+      ValueError: Two of them, or a number that is not allowed.
+    """
+
+    beams: int = 1
+    draft: HasModel | None = None
+    lookup: int = 0
+    constraint: ConstraintFactory | None = None
+
+    def __post_init__(self):
+        for name, least in (("beams", 1), ("lookup", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: {value!r} is not an integer of at least {least}")
+        chosen = [field.name for field in dataclasses.fields(self)
+                  if getattr(self, field.name) != field.default]  # fmt: skip
+        if len(chosen) > 1:
+            raise ValueError(f"{chosen[0]}: does not go together with {chosen[1]}")
+
+
+class Written(NamedTuple):
+    """What is new in one of the texts.
+
+    Attributes:
+      sample: Its number.
+      text: What follows the piece before; whole characters.
+      tokens: Its new tokens, some of whose text may still be held back; of a beam search none.
+      finish_reason: None, or in a text's last piece "stop" or "length".
+    """
+
+    sample: int
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str | None
+
+
+class Whole(NamedTuple):
+    """A text from its first piece to its last; attributes as of Written."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str
+
+
+def write(
+    target: Writer,
+    ids: Sequence[int],
+    params: SamplingParams,
+    way: Way = Way(),
+    *,
+    streams: bool = False,
+) -> Iterator[Written]:
+    """Pieces of the params.n texts behind a prompt.
+
+    Args:
+      target: What writes.
+      ids: The prompt; what an encoder_decoder's encoder reads.
+      params: How to continue it.
+      way: By which way.
+      streams: Pieces come token by token, and not many tokens at a time.
+
+    Raises:
+      ValueError: The prompt or a value is not allowed; at the call.
+    """
+    if way.beams > 1:
+        return iter(_by_beams(target, ids, params, way.beams))
+    if way.draft is not None or way.lookup:
+        return iter(_by_drafts(target, ids, params, way))
+    engine = Engine(
+        target.model, target.params, vocab_size=target.tokenizer.vocab_size,
+        eos_ids=target.eos_ids, max_slots=min(params.n, MAX_SLOTS),
+    )  # fmt: skip
+    job = engine.submit(Request(tuple(ids), params, way.constraint))
+    return _by_engine(engine, job, _texts(target, params), 1 if streams else None)
+
+
+def constraint_of(
+    target: Writer, *, json_schema: dict | None = None, regex: str = "", grammar: str = ""
+) -> ConstraintFactory | None:
+    """What one of the three asks for; None where none does.
+
+    Raises:
+      ValueError: Two do, or one cannot be compiled.
+    """
+    given = {"json_schema": json_schema, "regex": regex or None, "grammar": grammar or None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        first, second = list(given)[:2]
+        raise ValueError(f"{first}: does not go together with {second}")
+    makers = {
+        "json_schema": json_schema_constraint,
+        "regex": regex_constraint,
+        "grammar": grammar_constraint,
+    }
+    for name, value in given.items():
+        return makers[name](target.tokenizer, value, eos_ids=target.eos_ids)
+    return None
+
+
+def whole(pieces: Iterator[Written], n: int) -> list[Whole]:
+    """The n texts of their pieces."""
+    texts, tokens, reasons = [""] * n, [()] * n, [""] * n
+    for piece in pieces:
+        texts[piece.sample] += piece.text
+        tokens[piece.sample] += piece.tokens
+        reasons[piece.sample] = piece.finish_reason
+    return [Whole(*each) for each in zip(texts, tokens, reasons, strict=True)]
+
+
+def _by_engine(engine, job, texts: list[TextStream], num_steps: int | None) -> Iterator[Written]:
+    while any(text.finish_reason is None for text in texts):
+        for _, output in engine.step(num_steps):
+            stream = texts[output.sample]
+            known = len(stream.tokens)
+            new = stream.put(output.tokens, output.finish_reason)
+            if stream.finish_reason and not output.finish_reason:
+                engine.end(job, output.sample)
+            yield Written(output.sample, new, tuple(stream.tokens[known:]), stream.finish_reason)
+
+
+def _by_drafts(target, ids, params: SamplingParams, way: Way) -> list[Written]:
+    (samples,) = speculate(
+        target, way.draft, [ids], params, way.lookup or NUM_DRAFT, eos_ids=target.eos_ids,
+        vocab_size=target.tokenizer.vocab_size,
+    )  # fmt: skip
+    pieces = []
+    for number, (sample, stream) in enumerate(zip(samples, _texts(target, params), strict=True)):
+        text = stream.put(sample.tokens, sample.finish_reason)
+        pieces.append(Written(number, text, tuple(stream.tokens), stream.finish_reason))
+    return pieces
+
+
+def _by_beams(target, ids, params: SamplingParams, beams: int) -> list[Written]:
+    for field in dataclasses.fields(params):
+        value = getattr(params, field.name)
+        if field.name not in _OF_BEAMS and value != field.default:
+            raise ValueError(f"{field.name}: {value!r} does not go together with beams")
+    ends = (() if params.ignore_eos else target.eos_ids) + params.stop_ids
+    options = GenerateOptions(
+        max_new_tokens=params.max_tokens, min_new_tokens=params.min_tokens, num_beams=beams,
+        num_return_sequences=params.n, repetition_penalty=params.repetition_penalty,
+        no_repeat_ngram_size=params.no_repeat_ngram, eos_token_id=ends or -1,
+    )  # fmt: skip
+    found = generate_rows(target, [ids], options, seed=0, make_engine=_no_engine)
+    skipped = 1 if target.model.config.family == "encoder_decoder" else len(ids)
+    pieces = []
+    for number, row in enumerate(found.sequences):
+        new = row[skipped:].tolist()
+        end = next((i for i, token_id in enumerate(new) if token_id in ends), None)
+        text = target.tokenizer.decode(new[:end])
+        pieces.append(Written(number, text, (), "length" if end is None else "stop"))
+    return pieces
+
+
+def _no_engine(num_texts: int) -> Engine:
+    raise AssertionError("a beam search needs none")
+
+
+def _texts(target: Writer, params: SamplingParams) -> list[TextStream]:
+    ends = (() if params.ignore_eos else target.eos_ids) + params.stop_ids
+    return [TextStream(target.tokenizer, params.stop, ends) for _ in range(params.n)]
