@@ -20,6 +20,7 @@ from gpt_jax.decode.request import Output, Token
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
 from gpt_jax.serve.app import make_app
+from gpt_jax.serve.protocol import protocol_with
 from gpt_jax.serve.settings import Settings
 
 TOKENIZER = byte_tokenizer(CHATML_TOKENS)
@@ -164,7 +165,10 @@ class Served(NamedTuple):
 def serving(opened, settings=Settings(), make_engine=None):  # noqa: B008 (frozen)
     """A server on a free port of this machine, in a thread."""
     app = make_app(opened, settings, make_engine=make_engine)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=1, ws="none",
+        http=protocol_with(settings.head_timeout_s),
+    )  # fmt: skip
     server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -2,9 +2,13 @@
 
 import concurrent.futures
 import json
+import pathlib
 import random
 import resource
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -119,7 +123,7 @@ def test_bodies_that_are_too_long_or_of_another_kind(opened):
 def raw(served, path, headers, body=b""):
     """What a server answers to bytes as they are."""
     port = int(served.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         lines = [f"POST {path} HTTP/1.1", "Host: a", *(f"{k}: {v}" for k, v in headers.items())]
         connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
         return connection.recv(65536).decode()
@@ -347,7 +351,7 @@ def fuzz(served, count, seed):
     kind = {"Content-Type": "application/json"}
     for _ in range(count):
         path, text = fuzz_body(rng)
-        answer = served.http.post(path, content=text, headers=kind, timeout=10)
+        answer = served.http.post(path, content=text, headers=kind, timeout=60)
         statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
         assert answer.status_code in (200, 400, 404), (path, text, answer.text)
         if answer.status_code != 200:
@@ -372,3 +376,91 @@ def test_many_malformed_bodies(opened):
         assert grown < 100_000, f"{grown} KiB"
         assert served.post("/v1/completions", model="tiny", prompt="a")[0] == 200
         assert threading.active_count() < 60
+
+
+def is_closed(connection, seconds):
+    """Whether the server ends a connection in time."""
+    connection.settimeout(seconds)
+    try:
+        while connection.recv(1 << 16):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_heads_that_do_not_come_on(opened):
+    settings = Settings(head_timeout_s=0.5)
+    with serving(opened, settings, scripted()) as served:
+        address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+        head = b"GET /health HTTP/1.1\r\nHost: a\r\n"
+        with socket.create_connection(address) as silent:
+            assert is_closed(silent, 5)
+        with socket.create_connection(address) as slow:
+            slow.sendall(head)
+            assert is_closed(slow, 5)
+        with socket.create_connection(address) as again:
+            again.sendall(head + b"\r\n")
+            assert again.recv(65536).startswith(b"HTTP/1.1 200")
+            again.sendall(b"GET /hea")
+            assert is_closed(again, 5)
+        assert served.http.get("/health").status_code == 200
+
+
+def test_a_client_that_does_not_read_is_let_go(opened):
+    settings = Settings(request_timeout_s=0.5, body_timeout_s=0.5, max_body_bytes=1 << 23)
+    with serving(opened, settings, scripted()) as served, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
+        body = json.dumps({"prompt": "ab " * 1_500_000}).encode()
+        lines = "POST /tokenize HTTP/1.1", "Host: a", "Content-Type: application/json"
+        head = "\r\n".join([*lines, f"Content-Length: {len(body)}"]).encode()
+        client.sendall(head + b"\r\n\r\n" + body)
+        wait_until(lambda: served.service.in_flight == 1)
+        wait_until(lambda: served.service.in_flight == 0, 20)
+        assert served.http.get("/health").status_code == 200
+
+
+_SERVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from serve_fixtures import ScriptedEngine, tiny_model
+from gpt_jax.serve.app import make_app
+from gpt_jax.serve.server import Server, listen
+from gpt_jax.serve.settings import Settings
+import time
+class Slow(ScriptedEngine):
+    def step(self, num_steps=None):
+        time.sleep(0.05)
+        return super().step(1)
+settings = Settings(port=0, drain_timeout_s=float(sys.argv[2]))
+with listen(settings) as listener:
+    app = make_app(tiny_model(), settings, make_engine=lambda: Slow(lambda r, s: [65] * 400))
+    print(listener.getsockname()[1], flush=True)
+    Server(app, settings).run(sockets=[listener])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("drain", "complete"), [(30, True), (0.5, False)])
+def test_sigterm_finishes_what_has_begun(drain, complete):
+    folder = pathlib.Path(__file__).parent
+    command = [sys.executable, "-c", _SERVER, str(folder), str(drain)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=folder.parent, text=True) as server:
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        http = httpx.Client(base_url=url, timeout=60)
+        wait_until(lambda: http.get("/health").status_code == 200, 60)
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 60, "stream": True}
+        text = ""
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.send_signal(signal.SIGTERM)
+            wait_until(lambda: httpx.get(f"{url}/v1/models").status_code == 503)
+            assert httpx.get(f"{url}/health").json() == {"status": "draining"}
+            for line in lines:
+                text += line
+        assert text.endswith("[DONE]") and ("shutting down" not in text) == complete
+        assert server.wait(20) == 0

@@ -22,6 +22,7 @@ _SETTINGS = {
     "max_n": "largest n and best_of",
     "max_prompts": "most prompts of a request",
     "max_choices": "most texts of a request: prompts times n or best_of",
+    "head_timeout_s": "seconds in which a request's head must arrive",
     "body_timeout_s": "seconds in which a body must arrive",
     "request_timeout_s": "seconds that an answer may take",
     "template_timeout_s": "seconds that a chat template may run",

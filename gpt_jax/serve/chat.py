@@ -129,7 +129,7 @@ async def chat(request: HttpRequest, service: Service) -> Response:
     work = _Work(service, body, name, generation)
     if not body.stream:
         return await answer(request, work.whole())
-    return EventStream(work.chunks(), generation, timeout + 5)
+    return EventStream(work.chunks(), generation)
 
 
 def _check(service: Service, body: ChatRequest) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from gpt_jax.decode.infill import infill_prompt
 from gpt_jax.decode.request import Request, Token
 from gpt_jax.serve import sampling
 from gpt_jax.serve.choices import Choice, usage
@@ -137,13 +138,13 @@ async def completions(request: HttpRequest, service: Service) -> Response:
     work = _Work(service, body, name, prompts, generation)
     if not streams:
         return await answer(request, work.whole())
-    return EventStream(work.chunks(), generation, timeout + 5)
+    return EventStream(work.chunks(), generation)
 
 
 def _check(service: Service, body: CompletionRequest) -> None:
     """Refuses fields that do not go together."""
     if body.suffix:
-        raise bad_request("suffix", "this model was not trained to fill a gap")
+        _check_suffix(service, body)
     if body.stream_options is not None and not body.stream:
         raise bad_request("stream_options", "is for streams only")
     n = body.n or 1
@@ -157,25 +158,49 @@ def _check(service: Service, body: CompletionRequest) -> None:
     sampling.check_amounts(service, prompts=count, n=n, best_of=body.best_of)
 
 
+def _check_suffix(service: Service, body: CompletionRequest) -> None:
+    """A gap is filled between two texts."""
+    if service.opened.infill is None:
+        raise bad_request("suffix", "this model was not trained to fill in text before a suffix")
+    texts = body.prompt if isinstance(body.prompt, list) else [body.prompt or ""]
+    if not all(isinstance(text, str) for text in texts):
+        raise bad_request("suffix", "needs a prompt of text")
+    if body.echo:
+        raise bad_request("echo", "cannot be given together with suffix")
+
+
 def _requests(service: Service, body: CompletionRequest) -> tuple[list[_Prompt], list[Request]]:
     """Prompts, and what the engine gets."""
     asked = body.prompt if body.prompt is not None else ""
     several = isinstance(asked, list) and not isinstance(asked[0], int)
-    prompts = [
-        _encode(service, prompt, bool(body.echo)) for prompt in (asked if several else [asked])
-    ]
-    make = sampling.constraint(service, body)
+    all_asked = asked if several else [asked]
+    if body.suffix:
+        prompts = [_gap(service, prompt, body.suffix) for prompt in all_asked]
+        ends = service.opened.infill.ends
+    else:
+        prompts = [_encode(service, prompt, bool(body.echo)) for prompt in all_asked]
+        ends = ()
+    make = sampling.constraint(service, body, ends)
     requests = []
     for prompt in prompts:
         size = len(prompt.ids)
         limit = sampling.token_limit(service, size, body.max_tokens, _DEFAULT_TOKENS, "max_tokens")
         params = sampling.sampling_params(
             service, body, max_tokens=limit, n=body.best_of or body.n or 1,
-            top_logprobs=body.logprobs or 0,
+            top_logprobs=body.logprobs or 0, more_stop_ids=ends,
         )  # fmt: skip
         scored = bool(body.echo and body.logprobs is not None)
         requests.append(Request(prompt.ids, params, make, scored))
     return prompts, requests
+
+
+def _gap(service: Service, before: str, behind: str) -> _Prompt:
+    """What asks for the text between two others."""
+    opened = service.opened
+    ids = infill_prompt(
+        opened.tokenizer, opened.infill, before, behind, before=opened.prefix_ids
+    )  # fmt: skip
+    return _Prompt(tuple(ids), 0)
 
 
 def _encode(service: Service, asked: str | list[int], echo: bool) -> _Prompt:

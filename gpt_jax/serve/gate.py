@@ -1,5 +1,7 @@
 """What stands before every route: an id, keys, limits of how much is in work."""
 
+import asyncio
+import logging
 import uuid
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -8,6 +10,7 @@ from gpt_jax.serve.auth import Keys
 from gpt_jax.serve.errors import ApiError, too_many
 from gpt_jax.serve.service import Service
 
+_LOG = logging.getLogger("gpt_jax.serve")
 # What is answered however much is to do.
 _ALWAYS = ("/", "/health", "/metrics")
 
@@ -17,6 +20,8 @@ class Gate:
 
     def __init__(self, app: ASGIApp, service: Service, keys: Keys):
         self._app, self._service, self._keys = app, service, keys
+        settings = service.settings
+        self._limit = settings.body_timeout_s + 2 * settings.request_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -39,7 +44,11 @@ class Gate:
             return
         self._service.in_flight += 1
         try:
-            await self._app(scope, receive, tagged)
+            # Everything has a limit of its own but a client that reads too slowly.
+            async with asyncio.timeout(self._limit):
+                await self._app(scope, receive, tagged)
+        except TimeoutError:
+            _LOG.info("%s: the client was too slow", request_id)
         finally:
             self._service.in_flight -= 1
 

@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
+from gpt_jax.serve.protocol import protocol_with
 from gpt_jax.serve.settings import Settings
 
 _LOG = logging.getLogger("gpt_jax.serve")
@@ -23,7 +24,8 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app, host=settings.host, port=settings.port, log_level="info",
             timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=5,
-            h11_max_incomplete_event_size=64 << 10, server_header=False,
+            h11_max_incomplete_event_size=64 << 10, server_header=False, ws="none",
+            http=protocol_with(settings.head_timeout_s),
         )  # fmt: skip
         super().__init__(config)
         self._service, self._settings = app.state.service, settings
@@ -52,6 +54,8 @@ class Server(uvicorn.Server):
             async with asyncio.timeout(self._settings.drain_timeout_s):
                 while self._service.in_flight:
                     await asyncio.sleep(0.05)
+        # What is left over is told so.
+        await asyncio.to_thread(self._service.runner.stop)
         self.should_exit = True
 
 

@@ -24,6 +24,7 @@ class Settings:
       max_n: The largest n and best_of.
       max_prompts: Most prompts of one request, and most inputs of one call for embeddings.
       max_choices: Most texts of one request: prompts times the larger of n and best_of.
+      head_timeout_s: How long a request's head may take to arrive.
       body_timeout_s: How long a body may take to arrive.
       request_timeout_s: How long an answer may take.
       template_timeout_s: How long a chat template may run.
@@ -49,6 +50,7 @@ class Settings:
     max_n: int = 16
     max_prompts: int = 128
     max_choices: int = 256
+    head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     request_timeout_s: float = 600.0
     template_timeout_s: float = 2.0

@@ -20,23 +20,19 @@ _CLIENT_GONE = 499
 class EventStream(StreamingResponse):
     """Chunks as they come, then [DONE]; a failure on the way is an event too."""
 
-    def __init__(self, chunks: AsyncIterator[dict], generation: Generation, timeout: float):
+    def __init__(self, chunks: AsyncIterator[dict], generation: Generation):
         """
         Args:
           chunks: What to send.
           generation: Cancelled when the client goes away.
-          timeout: Seconds after which a client that reads too slowly is let go.
         """
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(_events(chunks), media_type="text/event-stream", headers=headers)
-        self._generation, self._timeout = generation, timeout
+        self._generation = generation
 
     async def __call__(self, scope, receive, send) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
-                await super().__call__(scope, receive, send)
-        except TimeoutError:
-            _LOG.info("a client read too slowly")
+            await super().__call__(scope, receive, send)
         finally:
             self._generation.cancel()
 

@@ -9,12 +9,19 @@ from gpt_jax.serve.service import Service
 
 
 async def tokenize(request: Request, service: Service) -> Response:
-    """Ids of a text, by default with those that the model reads around it."""
+    """Ids of a text, by default with those that the model reads around it.
+
+    A special token is text like any other, unless it is all of the text: clients ask for the ids
+    of the tokens that /tokenizer_info names.
+    """
     body = await service.read(request, TokenizeRequest)
     if body.model is not None:
         service.check_model(body.model)
     opened = service.opened
-    ids = await service.prepare(opened.tokenizer.encode, body.prompt)
+    if body.prompt in opened.tokenizer.special_tokens:
+        ids = [opened.tokenizer.token_id(body.prompt)]
+    else:
+        ids = await service.prepare(opened.tokenizer.encode, body.prompt)
     if body.add_special_tokens is not False:
         ids = [*opened.prefix_ids, *ids, *opened.suffix_ids]
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.context})
