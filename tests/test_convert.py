@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from gpt_jax.convert.hf_config import HFConfig
 from gpt_jax.convert.merge import merge_strict
-from gpt_jax.convert.source import Source, check_same, load_params, model_values
+from gpt_jax.convert.source import ARCHITECTURES, Source, check_same, load_params, model_values
 from gpt_jax.models.config import TransformerConfig
 
 
@@ -97,6 +98,75 @@ def test_both_spellings_of_a_config_read_alike(llama):
     old = dict(config, tie_word_embeddings=False)
     assert model_values(fixture.write_folder(folder, old, weights)) == new
     assert (new["tied"], new["scale_logits"], new["activation"]) == (False, False, "geglu")
+
+
+def values_of(name, **changes):
+    """Fields of a case's model, some values of its config.json being others or (None) absent."""
+    _, config, _ = fixture.stored(name)
+    config = {key: value for key, value in (config | changes).items() if value is not None}
+    return ARCHITECTURES[config["architectures"][0]].values(HFConfig(config, "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [
+        ("qwen2", {"layer_types": None}),  # max_window_layers says the same
+        ("gemma2", {"layer_types": None}),
+        (
+            "gemma3",
+            {
+                "layer_types": None, "sliding_window_pattern": 3, "rope_parameters": None,
+                "rope_theta": 1e5, "rope_local_base_freq": 1e3,
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            },
+        ),
+        (
+            "llama3",
+            {
+                "rope_parameters": None, "rope_theta": 1e4,
+                "rope_scaling": {
+                    "type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+                },
+            },
+        ),
+        ("llama_yarn", {"original_max_position_embeddings": 128}),
+        ("gemma", {"hidden_act": "gelu"}),
+        ("smollm3", {"no_rope_layers": None}),
+        ("mistral", {"layer_types": ["sliding_attention"] * 2}),
+    ],
+)  # fmt: skip
+def test_layers_are_told_alike_by_both_spellings(name, old):
+    assert values_of(name, **old) == values_of(name)
+
+
+def test_windows_are_those_of_the_layers():
+    assert values_of("mistral")["window"] == 48 and values_of("mistral")["global_layers"] == ()
+    assert values_of("mistral", sliding_window=None)["window"] == 4096  # absent: the default
+    assert values_of("qwen2")["global_layers"] == (0, 1)
+    for off in ({"use_sliding_window": False}, {"layer_types": ["full_attention"] * 4}):
+        assert values_of("qwen2", **off)["window"] == 0
+    assert values_of("gemma2")["global_layers"] == (1, 3)
+    gemma3 = values_of("gemma3")
+    assert (gemma3["global_layers"], gemma3["rope_local_theta"]) == ((2,), 1e3)
+    assert gemma3["score_width"] == 40 and values_of("gemma")["score_width"] == 0
+    # What a run's config.json keeps is read back as it was.
+    config = TransformerConfig(**gemma3)
+    kept = json.loads(json.dumps(dataclasses.asdict(config)))
+    kept["lora_targets"] = config.lora_targets
+    assert TransformerConfig(**kept) == config
+    check_same(kept, config, "there")
+    with pytest.raises(ValueError, match=r"^model\.rope_scaling: .*factor=2.0.* there has .*4.0"):
+        scaling = dataclasses.replace(config.rope_scaling, factor=2.0)
+        check_same(kept, dataclasses.replace(config, rope_scaling=scaling), "there")
+
+
+def test_a_decoder_without_a_head_is_a_model_of_its_outputs(tmp_path):
+    _, config, weights = fixture.stored("llama")
+    weights = {name.removeprefix("model."): x for name, x in weights.items() if "head" not in name}
+    config["architectures"] = ["LlamaModel"]
+    spec = fixture.write_folder(tmp_path, config, weights)
+    assert model_values(spec)["head"] == "none" and "head" not in read(spec)
 
 
 def test_older_spellings_of_names_and_buffers_are_known(tmp_path):

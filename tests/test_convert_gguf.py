@@ -90,6 +90,11 @@ def test_a_gguf_we_cannot_represent_is_refused(llama, tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"rope_scaling .*yarn"):
         model_values(scaled)
+    halved = write_gguf(
+        tmp_path / "halved.gguf", config, weights,
+        rope_scaling_type=gguf.RopeScalingType.LINEAR, rope_scaling_factor=2.0,
+    )  # fmt: skip
+    assert model_values(halved)["rope_scaling"]["factor"] == 2.0
     part = write_gguf(tmp_path / "part.gguf", config, weights, rope_dimension_count=8)
     with pytest.raises(ValueError, match=r"partial_rotary_factor 0\.5"):
         model_values(part)

@@ -42,8 +42,12 @@ WINDOWED = TransformerConfig(
     norm="rmsnorm_plus_one", norm_order="sandwich", attention_softcap=2.0, score_width=6,
     qkv_bias=True, activation="geglu", scale_embedding=True, tied=True, logit_softcap=4.0,
 )  # fmt: skip
+SCORED = TransformerConfig(
+    **SIZES, head="sequence", num_classes=3, pool="last", bias=True, classifier_bias=False
+)
 CONFIGS = {
     "windowed": WINDOWED,
+    "scored": SCORED,
     "encoder": ENCODER,
     "t5": T5,
     "original": ORIGINAL,
@@ -128,6 +132,24 @@ def test_a_cache_longer_than_the_window_gives_the_full_forward_pass(scan):
         out, cache = run(model, params, tokens[:, start:stop], cache=cache)
         outputs.append(out)
     np.testing.assert_allclose(jnp.concatenate(outputs, 1), full, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_layers_that_differ_are_recomputed_as_they_were(remat):
+    model, params = make(WINDOWED)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradient(model, params):
+        return jax.grad(lambda p: jnp.square(run(model, p, ids(2, 9))).sum())(params)
+
+    other = model.clone(config=dataclasses.replace(WINDOWED, scan=True, remat=remat))
+    like = nn.unbox(jax.eval_shape(lambda: init_params(other, jax.random.key(0))))
+    expected = canonical.stack(gradient(model, params))
+    ours = gradient(other, trees.unflatten(canonical.stack(params), like))
+    for name, array in trees.flatten(ours).items():
+        largest = np.abs(expected[name]).max()
+        np.testing.assert_allclose(array, expected[name], atol=1e-5 * largest, err_msg=name)
 
 
 @pytest.mark.parametrize("implementation", ["blocked", "xla"])

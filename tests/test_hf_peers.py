@@ -112,3 +112,26 @@ def test_at_real_depth_our_distance_to_float64_is_of_the_order_of_torch_s_own(na
     distances = [np.abs(x - exact).max() for x in (ours, theirs)]
     print(f"{name}: ours {distances[0]:.2g}, torch's {distances[1]:.2g}")
     assert distances[0] < 4 * distances[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3"])
+def test_in_bfloat16_we_are_as_near_as_torch(name, tmp_path):
+    import torch
+
+    case, seed = fixture.CASES[name], 7
+    model, shapes, config_json = fixture.hf_model(case, seed)
+    arguments = fixture.inputs(case, seed)
+    for parameter in model.parameters():  # its rotary frequencies stay as they are
+        parameter.data = parameter.data.to(torch.bfloat16)
+    with torch.inference_mode():
+        ids_BT = torch.from_numpy(arguments["input_ids"]).long()
+        theirs = model(ids_BT).logits.float().numpy()
+    rounded = {name: model.state_dict()[name].float().numpy() for name in shapes}
+    spec = fixture.write_folder(tmp_path, config_json, rounded)
+    exact = fixture.hf_outputs(case, model.double(), arguments)["logits"]
+    config, params = imported(spec, dtype="bfloat16")
+    ours = outputs(case, config, params, arguments)["logits"]
+    distances = [np.sqrt(np.square(x - exact).mean()) for x in (ours, theirs)]
+    print(f"{name} in bfloat16: ours {distances[0]:.2g}, torch's {distances[1]:.2g}")
+    assert distances[0] < distances[1]
