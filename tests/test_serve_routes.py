@@ -1,6 +1,7 @@
 """Routes as OpenAI's client uses them, over a script in the engine's place."""
 
 import base64
+import dataclasses
 import itertools
 import json
 
@@ -11,6 +12,8 @@ from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from serve_fixtures import EOS, TOKENIZER, TURN_END, ScriptedEngine, serving, tiny_model
 
+from gpt_jax.data.infill_tokens import InfillTokens
+from gpt_jax.data.tokenizers import byte_tokenizer
 from gpt_jax.evals.embed import embed
 from gpt_jax.serve.settings import Settings
 
@@ -257,6 +260,32 @@ def test_what_cannot_be_is_refused(served, body, refused):
     assert served.refused("/v1/completions", **{"model": "tiny", "prompt": "ab", **body}) == refused
 
 
+def test_a_gap_is_filled_where_the_model_was_trained_to():
+    engines = []
+
+    def make_engine():
+        engines.append(ScriptedEngine(lambda request, sample: list(b"middle") + [260]))
+        return engines[-1]
+
+    tokenizer = byte_tokenizer(("<p>", "<s>", "<m>", "<e>"))
+    opened = dataclasses.replace(
+        tiny_model(vocab_size=tokenizer.vocab_size), tokenizer=tokenizer,
+        infill=InfillTokens(257, 258, 259, ("psm",), (260,)),
+    )  # fmt: skip
+    with serving(opened, make_engine=make_engine) as served:
+        answer = complete(served, prompt=["ab", ""], suffix="yz")
+        assert [c["text"] for c in answer["choices"]] == ["middle", "middle"]
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        first, second = engines[0].requests[-2:]
+        assert list(first.prompt) == [EOS, 257, *b"ab", 258, *b"yz", 259]
+        assert list(second.prompt) == [EOS, 257, 258, *b"yz", 259]
+        complete(served, prompt="ab", suffix="")
+        assert list(engines[0].requests[-1].prompt) == [EOS, *b"ab"]
+        for body, param in (({"prompt": [1]}, "suffix"), ({"echo": True}, "echo")):
+            body = {"model": "tiny", "prompt": "a", "suffix": "b", **body}
+            assert served.refused("/v1/completions", **body)[0] == param
+
+
 def test_models_have_names(served, client):
     assert [model.id for model in client.models.list()] == ["tiny", "davinci"]
     assert client.models.retrieve("davinci").id == "davinci"
@@ -434,8 +463,11 @@ def test_embeddings(served, client):
 def test_tokens(served):
     status, answer = served.post("/tokenize", prompt="aé")
     assert (status, answer["tokens"], answer["count"]) == (200, [EOS, 97, 0xC3, 0xA9], 4)
-    answer = served.post("/tokenize", prompt="<|im_end|>", add_special_tokens=False)[1]
-    assert answer["tokens"] == list(b"<|im_end|>")
+    answer = served.post("/tokenize", prompt="<|im_end|>a", add_special_tokens=False)[1]
+    assert answer["tokens"] == list(b"<|im_end|>a")
+    # Clients ask for the ids of what /tokenizer_info names.
+    answer = served.post("/tokenize", prompt="<|endoftext|>", add_special_tokens=False)[1]
+    assert answer["tokens"] == [EOS]
     assert served.post("/detokenize", tokens=[97, 0xC3, 0xA9]) == (200, {"prompt": "aé"})
     assert served.refused("/detokenize", tokens=[259])[0] == "tokens"
     assert served.post("/tokenize", prompt="a", model="other")[0] == 404

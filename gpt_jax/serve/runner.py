@@ -150,6 +150,10 @@ class Runner:
             command()
             self._busy_since = None
         self._fail_all(ApiError(503, "The server is shutting down.", code="shutting_down"))
+        self._engine = None
+        while not self._commands.empty():  # they find no engine, and say so
+            if (command := self._commands.get_nowait()) is not None:
+                command()
 
     def _accept(self, generation: Generation) -> None:
         accepted = generation.accepted
