@@ -367,6 +367,32 @@ def test_malformed_bodies(opened):
 
 
 @pytest.mark.slow
+def test_a_flood(opened):
+    settings = Settings(slots=4, max_waiting=32)
+    body = {"model": "tiny", "prompt": "ab", "max_tokens": 30, "n": 1}
+    with serving(opened, settings) as served:  # a real engine
+        served.post("/v1/completions", **body)
+
+        def ask(number):
+            began = time.monotonic()
+            answer = served.http.post("/v1/completions", json={**body, "seed": number % 7})
+            return answer.status_code, answer.text, time.monotonic() - began
+
+        with concurrent.futures.ThreadPoolExecutor(90) as pool:
+            answers = list(pool.map(ask, range(200)))
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            answers += pool.map(ask, range(200))
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        statuses = [status for status, _, _ in answers]
+        assert set(statuses) == {200, 429} and statuses.count(200) > 40
+        # Whoever is let in waits for at most those that were there before.
+        assert max(seconds for status, _, seconds in answers if status == 200) < 60
+        assert grown < 50_000, f"{grown} KiB"
+        stats = served.service.runner.stats
+        assert stats["running"] == stats["waiting"] == 0
+
+
+@pytest.mark.slow
 def test_many_malformed_bodies(opened):
     with serving(opened) as served:  # a real engine
         fuzz(served, 500, seed=1)

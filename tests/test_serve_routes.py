@@ -15,6 +15,7 @@ from serve_fixtures import EOS, TOKENIZER, TURN_END, ScriptedEngine, serving, ti
 from gpt_jax.data.infill_tokens import InfillTokens
 from gpt_jax.data.tokenizers import byte_tokenizer
 from gpt_jax.evals.embed import embed
+from gpt_jax.serve import embeddings as embeddings_module
 from gpt_jax.serve.settings import Settings
 
 TEXT = "Hi wörld \U0001f642 STOP more"
@@ -39,7 +40,9 @@ def served():
         engines.append(ScriptedEngine(script))
         return engines[-1]
 
-    settings = Settings(aliases=("davinci",), max_n=4, max_prompts=4, max_choices=8)
+    settings = Settings(
+        aliases=("davinci",), max_input_tokens=100, max_n=4, max_prompts=4, max_choices=8
+    )
     with serving(tiny_model(), settings, make_engine) as server:
         server.app.state.engines = engines
         yield server
@@ -429,7 +432,7 @@ def test_forms_of_an_answer_make_a_constraint(served, form):
         assert allowed[ord("{")] and not allowed[ord("a")]
 
 
-def test_embeddings(served, client):
+def test_embeddings(served, client, monkeypatch):
     opened = served.service.opened
     inputs = ["ab", "cde"]
     expected = embed(opened, inputs)
@@ -443,17 +446,22 @@ def test_embeddings(served, client):
             vector = item["embedding"]
             if how == "base64":
                 vector = np.frombuffer(base64.b64decode(vector), "<f4")
-            np.testing.assert_array_equal(np.array(vector, np.float32), row)
+            np.testing.assert_allclose(vector, row, atol=1e-6)
     assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
     data = client.embeddings.create(model="tiny", input="ab", dimensions=32).data
     np.testing.assert_allclose(data[0].embedding, expected[0], atol=1e-6)
     ids = client.embeddings.create(model="tiny", input=[[EOS, 97, 98], [1]]).data
     np.testing.assert_allclose(ids[0].embedding, expected[0], atol=1e-6)
     assert served.post("/v1/engines/tiny/embeddings", input="a")[0] == 200
+    monkeypatch.setattr(embeddings_module, "_TOKENS_AT_ONCE", 8)  # two parts of two
+    parts = client.embeddings.create(model="tiny", input=["a", "b", "ab", "cde"]).data
+    np.testing.assert_allclose(parts[2].embedding, expected[0], atol=1e-6)
+    np.testing.assert_allclose(parts[3].embedding, expected[1], atol=1e-6)
     for body, param in (
         ({"input": "a", "dimensions": 16}, "dimensions"),
         ({"input": ["a"] * 5}, "input"),
         ({"input": ["a", "b" * 600]}, "input[1]"),
+        ({"input": ["a", "b" * 100]}, "input[1]"),
         ({"input": [[1], [300]]}, "input[1]"),
         ({"input": None}, "input"),
     ):

@@ -19,6 +19,7 @@ _SETTINGS = {
     "prefix_cache_tokens": "tokens of earlier prompts that are kept; 0: none",
     "max_body_bytes": "longest body of a request",
     "max_tokens": "most tokens of a text; 0: the context",
+    "max_input_tokens": "most tokens of a text that becomes a vector; 0: the context",
     "max_n": "largest n and best_of",
     "max_prompts": "most prompts of a request",
     "max_choices": "most texts of a request: prompts times n or best_of",

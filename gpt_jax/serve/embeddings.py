@@ -1,6 +1,8 @@
 """POST /v1/embeddings: texts in, vectors out."""
 
 import base64
+import functools
+import time
 
 import numpy as np
 from starlette.requests import Request
@@ -9,6 +11,9 @@ from starlette.responses import JSONResponse, Response
 from gpt_jax.serve.errors import bad_request
 from gpt_jax.serve.schemas import EmbeddingsRequest
 from gpt_jax.serve.service import Service
+
+# Tokens that are read between two steps of the running texts.
+_TOKENS_AT_ONCE = 4096
 
 
 async def embeddings(request: Request, service: Service) -> Response:
@@ -28,8 +33,7 @@ async def embeddings(request: Request, service: Service) -> Response:
         most = service.settings.max_prompts
         raise bad_request("input", f"{len(inputs)} are above this server's limit of {most}")
     ids = await service.prepare(_ids, service, inputs)
-    timeout = service.settings.request_timeout_s
-    vectors = await service.runner.call(lambda: _embed(service, ids), timeout)
+    vectors = await _vectors(service, ids)
     as_base64 = body.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": i, "embedding": _encoded(vector, as_base64)}
@@ -56,14 +60,25 @@ def _ids(service: Service, inputs: list) -> list[list[int]]:
             reason = str(error).partition(": ")[2]
             code = "context_length_exceeded" if "context" in reason else "invalid_value"
             raise bad_request(field, reason, code) from None
+        most = service.settings.max_input_tokens
+        if most and len(found[-1]) > most:
+            reason = f"{len(found[-1])} tokens are above this server's limit of {most}"
+            raise bad_request(field, reason, "context_length_exceeded")
     return found
 
 
-def _embed(service: Service, ids: list[list[int]]) -> np.ndarray:
-    """f32[n, D]."""
+async def _vectors(service: Service, ids: list[list[int]]) -> np.ndarray:
+    """f32[n, D], a few at a time, so that texts that are being generated go on in between."""
     from gpt_jax.evals.embed import embed
 
-    return embed(service.opened, ids)
+    size = max(1, _TOKENS_AT_ONCE // max(map(len, ids)))
+    deadline = time.monotonic() + service.settings.request_timeout_s
+    found = []
+    for start in range(0, len(ids), size):
+        part = ids[start : start + size]
+        work = functools.partial(embed, service.opened, part, batch_size=size)
+        found.append(await service.runner.call(work, max(0.0, deadline - time.monotonic())))
+    return np.concatenate(found)
 
 
 def _encoded(vector: np.ndarray, as_base64: bool) -> str | list[float]:

@@ -21,6 +21,8 @@ class Settings:
       prefix_cache_tokens: Tokens of earlier prompts that are kept; 0: none.
       max_body_bytes: The longest body of a request; longer ones are refused with 413.
       max_tokens: Most tokens of one text; 0: as many as the context has.
+      max_input_tokens: Most tokens of a text that becomes a vector; 0: those of the context. It
+        is read in one piece, whose memory grows with the square of its length.
       max_n: The largest n and best_of.
       max_prompts: Most prompts of one request, and most inputs of one call for embeddings.
       max_choices: Most texts of one request: prompts times the larger of n and best_of.
@@ -47,6 +49,7 @@ class Settings:
     prefix_cache_tokens: int = 16384
     max_body_bytes: int = 4 << 20
     max_tokens: int = 0
+    max_input_tokens: int = 2048
     max_n: int = 16
     max_prompts: int = 128
     max_choices: int = 256
@@ -62,8 +65,8 @@ class Settings:
             raise ValueError(f"host: {self.host!r} is not an address")
         least = {
             "port": 0, "slots": 1, "max_waiting": 0, "max_requests": 1, "prefill_chunk": 1,
-            "prefix_cache_tokens": 0, "max_body_bytes": 1, "max_tokens": 0, "max_n": 1,
-            "max_prompts": 1, "max_choices": 1,
+            "prefix_cache_tokens": 0, "max_body_bytes": 1, "max_tokens": 0,
+            "max_input_tokens": 0, "max_n": 1, "max_prompts": 1, "max_choices": 1,
         }  # fmt: skip
         for name, lowest in least.items():
             value = getattr(self, name)
