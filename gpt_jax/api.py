@@ -32,9 +32,8 @@ from gpt_jax.decode.hf_generate import (
     stream_ids,
 )
 from gpt_jax.decode.hf_options import generate_options
-from gpt_jax.decode.infill import infill_prompt
 from gpt_jax.decode.sampling_params import SamplingParams
-from gpt_jax.decode.write import MAX_SLOTS, Way, Whole, constraint_of, whole, write
+from gpt_jax.decode.write import MAX_SLOTS, Way, Whole, constraint_of, prompt_of, whole, write
 from gpt_jax.evals import classify as labels
 from gpt_jax.evals import embed as vectors
 from gpt_jax.evals.text_scores import TextScore, score_texts
@@ -214,7 +213,7 @@ class Model:
         prompt: Input,
         *,
         suffix: str = "",
-        json_schema: dict | None = None,
+        json_schema: dict | str = "",
         regex: str = "",
         grammar: str = "",
         seed: int | None = None,
@@ -237,10 +236,8 @@ class Model:
         sampling = {name: _frozen(value) for name, value in sampling.items()}
         if suffix:
             text = prompt if isinstance(prompt, str) else self.decode(prompt)
-            ids = infill_prompt(
-                self.tokenizer, opened.infill, text, suffix, before=opened.prefix_ids
-            )
-            sampling["stop_ids"] = (*sampling.get("stop_ids", ()), *opened.infill.ends)
+            ids, ends = prompt_of(opened, text, suffix=suffix)
+            sampling["stop_ids"] = (*sampling.get("stop_ids", ()), *ends)
         seed = secrets.randbits(32) if seed is None else seed
         params = SamplingParams(seed=seed, **sampling)
         constraint = constraint_of(opened, json_schema=json_schema, regex=regex, grammar=grammar)

@@ -184,7 +184,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(capsys, tmp_path, corpus, argv
         (["config", "--config=configs/gpt.py:colour=red"], "no argument 'colour'"),
         (["config", "--config=configs/gpt.py:debug=1"], "'debug=1' must be written debug"),
         (["config", "--config=README.md"], "'README.md' is not a Python file"),
-        (["generate", "--run=nowhere"], "--run: 'nowhere' holds no run"),
+        (["generate", "--run=nowhere"], "'nowhere' is no run directory"),
         (["generate", "--run=nowhere", "--temperature=-1"], "temperature: -1.0 is not"),
         (["evaluate", "--run=nowhere"], "--run: 'nowhere' holds no run"),
     ],

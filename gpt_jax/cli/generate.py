@@ -1,54 +1,87 @@
-"""Continues a text with a run.
+"""Continues a text with a model.
 
 gpt-jax generate --run=runs/quickstart --prompt='def '
+gpt-jax generate --run=gguf:smollm2 --chat --prompt='What is a star?' --temperature=0.7
 """
 
 import argparse
+import dataclasses
 import sys
+from pathlib import Path
+
+from gpt_jax.cli.sampling_options import add_sampling, sampling_params
+
+# Name -> what it does.
+_TEXTS = {
+    "prompt": "text to continue; - reads standard input",
+    "suffix": "text that comes behind the gap, for models that were trained to fill one",
+    "system": "with --chat: what the system says first",
+    "draft": "a smaller model (as --run) that proposes tokens: the same text, sooner",
+    "json_schema": "FILE: the text is JSON of this schema",
+    "regex": "the text matches it as a whole",
+    "grammar": "FILE: the text follows this grammar (Lark)",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", required=True, metavar="DIR", help="a run directory")
+    told = "a run directory, hf:DIR, gguf:FILE or a folder of Hugging Face's"
+    parser.add_argument("--run", required=True, metavar="SPEC", help=told)
     parser.add_argument("--step", type=int, help="checkpoint (default: the best kept, or newest)")
-    parser.add_argument("--prompt", default="", help="text to continue; - reads standard input")
-    parser.add_argument("--max_tokens", type=int, default=128)
-    parser.add_argument("--n", type=int, default=1, help="continuations")
-    parser.add_argument("--stop", action="append", default=[], help="text that ends it; repeatable")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token")
-    parser.add_argument("--top_k", type=int, default=0)
-    parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--min_p", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
+    parser.add_argument("--chat", action="store_true", help="the prompt is a message to answer")
+    for name, told in _TEXTS.items():
+        parser.add_argument(f"--{name}", default="", metavar="TEXT", help=told)
+    parser.add_argument("--beams", type=int, default=1, help="beam search with so many")
+    told = "propose so many tokens from what the text holds already"
+    parser.add_argument("--prompt_lookup", type=int, default=0, metavar="K", help=told)
+    parser.add_argument("--logprobs", action="store_true", help="show each token's as well")
     parser.add_argument("--stream", action=argparse.BooleanOptionalAction, default=True)
+    add_sampling(parser)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from gpt_jax.decode.sampling_params import SamplingParams
-
-    names = ("max_tokens", "n", "temperature", "top_k", "top_p", "min_p", "seed")
-    chosen = {name: getattr(arguments, name) for name in names}
-    params = SamplingParams(**chosen, stop=tuple(arguments.stop))
+    params = sampling_params(arguments)
+    schema, grammar = (
+        Path(path).read_text() if path else ""
+        for path in (arguments.json_schema, arguments.grammar)
+    )
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
 
-    from gpt_jax.decode.text import Generator
+    from gpt_jax.convert.open_model import open_model
+    from gpt_jax.decode.write import Way, constraint_of, prompt_of, whole, write
+    from gpt_jax.models.quantize import quantize
     from gpt_jax.parallel.startup import start
-    from gpt_jax.runs.run import open_run
 
     start()
-    opened = open_run(arguments.run, arguments.step)
-    generator = Generator(opened.model, opened.params, opened.tokenizer)
-    # What an encoder reads is answered, not continued.
-    shown = "" if opened.config.model.family == "encoder_decoder" else prompt
+    model = open_model(arguments.run, step=arguments.step)
+    if arguments.int8:
+        model = dataclasses.replace(model, params=quantize(model.params))
+    way = Way(
+        beams=arguments.beams,
+        draft=open_model(arguments.draft) if arguments.draft else None,
+        lookup=arguments.prompt_lookup,
+        constraint=constraint_of(model, json_schema=schema, regex=arguments.regex, grammar=grammar),
+    )
+    ids, ends = prompt_of(
+        model, prompt, suffix=arguments.suffix, chat=arguments.chat, system=arguments.system
+    )
+    params = dataclasses.replace(params, stop_ids=params.stop_ids + ends)
+    # What an encoder reads and what a user says is answered, not continued.
+    answers = model.model.config.family == "encoder_decoder" or arguments.chat
+    before, behind = ("", "") if answers else (prompt, arguments.suffix)
     # Two streams on one terminal would mix; several continuations are shown one by one.
-    if arguments.stream and params.n == 1:
-        pieces = generator.stream(prompt, params)  # refuses what it cannot take
-        sys.stdout.write(shown)
+    if arguments.stream and params.n == 1 and not arguments.logprobs:
+        pieces = write(model, ids, params, way, streams=True)  # refuses what it cannot take
+        sys.stdout.write(before)
         for piece in pieces:
             sys.stdout.write(piece.text)
             sys.stdout.flush()
-        sys.stdout.write("\n")
+        sys.stdout.write(behind + "\n")
         return 0
-    for number, completion in enumerate(generator.complete([prompt], params)):
-        header = f"--- {number + 1} ({completion.finish_reason})\n" if params.n > 1 else ""
-        print(f"{header}{shown}{completion.text}")
+    for number, text in enumerate(whole(write(model, ids, params, way), params.n)):
+        header = f"--- {number + 1} ({text.finish_reason})\n" if params.n > 1 else ""
+        print(f"{header}{before}{text.text}{behind}")
+        for token in text.tokens if arguments.logprobs else ():
+            shown = [(token.id, token.logprob), *token.top]
+            print("  ".join(f"{x:8.3f} {model.tokenizer.token_text(i)!r}" for i, x in shown))
     return 0

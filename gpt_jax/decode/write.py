@@ -1,9 +1,12 @@
 """One prompt's texts by any of the ways to write them: the engine, drafts, a beam search."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from gpt_jax.data.chat_template import CHATML, ChatTemplate
+from gpt_jax.data.infill_tokens import InfillTokens
 from gpt_jax.decode.constraints import (
     ConstraintFactory,
     grammar_constraint,
@@ -13,6 +16,7 @@ from gpt_jax.decode.constraints import (
 from gpt_jax.decode.engine import Engine
 from gpt_jax.decode.hf_generate import Writer, generate_rows
 from gpt_jax.decode.hf_options import GenerateOptions
+from gpt_jax.decode.infill import infill_prompt
 from gpt_jax.decode.request import Request, Token
 from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.decode.speculative import HasModel, speculate
@@ -25,6 +29,15 @@ _OF_BEAMS = (
     "max_tokens", "min_tokens", "n", "seed", "temperature", "repetition_penalty",
     "no_repeat_ngram", "stop_ids", "ignore_eos",
 )  # fmt: skip
+
+
+class Prompted(Writer, Protocol):
+    """What has words for a prompt: an OpenModel."""
+
+    prefix_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    chat_template: ChatTemplate | None
+    infill: InfillTokens | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +127,25 @@ def write(
 
 
 def constraint_of(
-    target: Writer, *, json_schema: dict | None = None, regex: str = "", grammar: str = ""
+    target: Writer, *, json_schema: dict | str = "", regex: str = "", grammar: str = ""
 ) -> ConstraintFactory | None:
     """What one of the three asks for; None where none does.
+
+    Args:
+      target: What writes.
+      json_schema: A schema, or its JSON.
+      regex, grammar: As in decode.constraints.
 
     Raises:
       ValueError: Two do, or one cannot be compiled.
     """
-    given = {"json_schema": json_schema, "regex": regex or None, "grammar": grammar or None}
-    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(json_schema, str) and json_schema:
+        try:
+            json_schema = json.loads(json_schema)
+        except ValueError as error:
+            raise ValueError(f"json_schema: it is no JSON: {error}") from None
+    given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+    given = {name: value for name, value in given.items() if value != ""}
     if len(given) > 1:
         first, second = list(given)[:2]
         raise ValueError(f"{first}: does not go together with {second}")
@@ -134,6 +157,43 @@ def constraint_of(
     for name, value in given.items():
         return makers[name](target.tokenizer, value, eos_ids=target.eos_ids)
     return None
+
+
+def prompt_of(
+    target: Prompted, text: str, *, suffix: str = "", chat: bool = False, system: str = ""
+) -> tuple[list[int], tuple[int, ...]]:
+    """A prompt's ids, and what ends its continuation beside the model's own ids.
+
+    Args:
+      target: What continues it.
+      text: The prompt; with `chat` a user's message.
+      suffix: What comes behind the gap that is to be filled.
+      chat: The chat template is put around the text.
+      system: With `chat`: a message before it.
+
+    Raises:
+      ValueError: The model has no chat template, or was not trained to fill gaps.
+    """
+    tokenizer = target.tokenizer
+    if suffix and chat:
+        raise ValueError("suffix: does not go together with chat")
+    if system and not chat:
+        raise ValueError("system: goes with chat alone")
+    if suffix:
+        before = target.prefix_ids
+        ids = infill_prompt(tokenizer, target.infill, text, suffix, before=before)
+        return ids, target.infill.ends
+    if chat:
+        template = target.chat_template or (CHATML if CHATML.fits(tokenizer) else None)
+        if template is None:
+            raise ValueError("chat: this model has no chat template")
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": text})
+        rendered = template.render(messages, add_generation_prompt=True)
+        return tokenizer.encode_with_offsets(rendered, parse_special=True)[0], ()
+    ids = [*target.prefix_ids, *tokenizer.encode(text), *target.suffix_ids]
+    # As OpenAI's default prompt is.
+    return ids or [tokenizer.eos_id], ()
 
 
 def whole(pieces: Iterator[Written], n: int) -> list[Whole]:
