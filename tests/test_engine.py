@@ -99,16 +99,19 @@ def test_each_rule_does_what_numpy_does_and_leaves_its_neighbours_alone(engine):
     free = plain(REPETITIVE)
     expected = {name: plain(REPETITIVE, **theirs) for name, (_, theirs) in RULES.items()}
     assert all(ids != free for ids in expected.values())
-    jobs = {name: engine.submit(request(REPETITIVE, **ours)) for name, (ours, _) in RULES.items()}
-    found = drain(engine)
-    for name, job in jobs.items():
-        assert found[job.id, 0] == (expected[name], "length"), name
-    # The places are used again, and nothing is left of rules and counts.
-    again = [engine.submit(request(REPETITIVE, seed=i)) for i in range(3)]
-    counted = engine.submit(request(REPETITIVE, **RULES["counts"][0]))
-    found = drain(engine)
-    assert all(found[job.id, 0] == (free, "length") for job in again)
-    assert found[counted.id, 0][0] == expected["counts"]
+    ours, theirs = ({k: v for rule in RULES.values() for k, v in rule[i].items()} for i in (0, 1))
+    # While this one runs, the others come and go in the places that are left.
+    whole = engine.submit(request(REPETITIVE, max_tokens=25, **ours))
+    jobs = []
+    for size in (6, 3):
+        jobs += [(rule, size, request(REPETITIVE, max_tokens=size, **RULES[rule][0]))
+                 for rule in RULES]  # fmt: skip
+        jobs.append((None, size, request(REPETITIVE, max_tokens=size)))
+    jobs = [(rule, size, engine.submit(asked)) for rule, size, asked in jobs]
+    found = drain(engine, 2)
+    assert found[whole.id, 0] == (plain(REPETITIVE, 25, **theirs), "length")
+    for rule, size, job in jobs:
+        assert found[job.id, 0] == (expected.get(rule, free)[:size], "length"), (rule, size)
 
 
 def test_ids_that_end_a_text_end_it_but_not_before_min_tokens(engine):
@@ -119,14 +122,14 @@ def test_ids_that_end_a_text_end_it_but_not_before_min_tokens(engine):
     texts = {
         "eos": ending.submit(request()),
         "ignored": ending.submit(request(ignore_eos=True)),
-        "early": ending.submit(request(min_tokens=6)),
+        "early": ending.submit(request(min_tokens=first)),
     }
     other = engine.submit(request(stop_ids=(29, end_id)))
     found = drain(ending)
     assert found[texts["eos"].id, 0] == (free[:first], "stop")
     assert found[texts["ignored"].id, 0] == (free, "length")
-    later = plain(SHORT, end_id=end_id, min_tokens=6)
-    assert found[texts["early"].id, 0][0] == later and len(later) >= 6
+    later = plain(SHORT, end_id=end_id, min_tokens=first)
+    assert found[texts["early"].id, 0][0] == later and len(later) > first
     assert drain(engine)[other.id, 0] == (free[:first], "stop")
 
 
@@ -251,6 +254,10 @@ def test_cancelled_and_ended_texts_free_their_places_at_once():
     chunked.step(1)
     chunked.end(several, 2)
     assert set(drain(chunked)) == {(several.id, 0), (several.id, 1)}
+    several = chunked.submit(request(n=3))
+    chunked.step(1)
+    chunked.cancel(several)
+    assert chunked.idle
 
 
 def test_who_waits_comes_in_turn_and_the_queue_has_an_end():
@@ -337,8 +344,9 @@ def test_known_beginnings_are_not_read_again_and_change_nothing(monkeypatch):
     prompts = [LONG[:20], (*LONG[:12], 1, 2, 3), LONG[:20], (1, *LONG[:10]), LONG[:9]]
     cached = []
     for prompt in prompts:
-        job = engine.submit(request(prompt))
-        assert drain(engine)[job.id, 0][0] == plain(prompt)
+        job, tokens = engine.submit(request(prompt)), {}
+        drain_tokens(engine, tokens)
+        check_logprobs([*prompt, *plain(prompt)], len(prompt), tokens[id(job)], 0)
         cached.append(job.cached_tokens)
     assert cached == [0, 12, 19, 0, 8]
     stats = engine.stats()
