@@ -17,6 +17,8 @@ from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.runs.best import metric_mode
 from gpt_jax.tasks.config import TasksConfig
 
+_MOST_PROFILED = 100  # steps: a trace holds every operation of each
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -42,6 +44,8 @@ class TrainConfig:
       sample_tokens: Length of those continuations.
       tensorboard: Whether TensorBoard events are written.
       wandb: Weights & Biases project to log to; "": none.
+      profile: "10:13" traces steps 10, 11 and 12 and writes a table of their slowest operations to
+        profile/; "": none.
     """
 
     batch_size: int
@@ -60,6 +64,7 @@ class TrainConfig:
     sample_tokens: int = 64
     tensorboard: bool = True
     wandb: str = ""
+    profile: str = ""
 
     def __post_init__(self):
         for name in ("batch_size", "num_microbatches", "log_every", "keep", "sample_tokens"):
@@ -75,11 +80,30 @@ class TrainConfig:
                 raise ValueError(f"train.{name}: {getattr(self, name)!r} is not above 0")
         if Duration.parse("train.duration", self.duration).unit == "%":
             raise ValueError(f"train.duration: {self.duration!r} is a share of itself")
+        self.profile_steps()
         if self.batch_size % self.num_microbatches:
             raise ValueError(
                 f"train.num_microbatches: {self.num_microbatches} does not divide "
                 f"train.batch_size {self.batch_size}"
             )
+
+    def profile_steps(self) -> range | None:
+        """The steps that `profile` names, counted as rows count them: the first is 1."""
+        if not self.profile:
+            return None
+        found = re.fullmatch(r"(\d+):(\d+)", self.profile)
+        if not found:
+            raise ValueError(
+                f"train.profile: {self.profile!r} is not FIRST:END in steps, such as '10:13' for "
+                "steps 10, 11 and 12"
+            )
+        steps = range(int(found[1]), int(found[2]))
+        if steps.start < 1 or not 1 <= len(steps) <= _MOST_PROFILED:
+            raise ValueError(
+                f"train.profile: {self.profile!r} is not 1 to {_MOST_PROFILED} steps, counted from "
+                "1; the end is not among them"
+            )
+        return steps
 
     @property
     def microbatch_size(self) -> int:

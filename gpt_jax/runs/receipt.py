@@ -77,6 +77,14 @@ def write_receipt(
     return receipt
 
 
+def add_to_session(path: epath.PathLike, facts: dict[str, Any]) -> None:
+    """Adds to the last session of a receipt what was not known when it was written."""
+    path = epath.Path(path)
+    receipt = json.loads(path.read_text())
+    receipt["sessions"][-1].update(facts)
+    write_json(path, receipt)
+
+
 def write_json(path: epath.PathLike, values: Any) -> None:
     """Replaces a JSON file as a whole: a reader never sees half of it."""
     path = epath.Path(path)

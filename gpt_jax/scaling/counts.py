@@ -3,6 +3,8 @@
 Takes a models.config.TransformerConfig, or anything with its attributes.
 """
 
+import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 
@@ -73,23 +75,54 @@ def _head_parameters(c: Any, norm: int) -> int:
     return pooler + D * classes + bias * c.classifier_bias * classes
 
 
+@dataclasses.dataclass(frozen=True)
+class _Product:
+    """A product of a layer: its name as in `lora_targets`, where, weights, inputs + outputs."""
+
+    name: str
+    place: int
+    size: int
+    ends: int
+
+    @property
+    def of_source(self) -> bool:
+        """Whether it is computed once a token of the encoder's input."""
+        return (
+            self.name.startswith("encoder/")
+            or "/cross_attention/k" in self.name
+            or ("/cross_attention/v" in self.name)
+        )
+
+
+def _products(c: Any) -> list[_Product]:
+    """Products of the layers. Places rise along the forward pass, from 0, the embeddings."""
+    D, F, heads = c.embed_dim, c.mlp_dim, (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim)
+    ends = {"q": D + heads[0], "k": D + heads[1], "v": D + heads[1], "out": D + heads[0]}
+    attention = {name: (size, ends[name]) for name, size in _attention(c).items()}
+    layer = {f"attention/{name}": sizes for name, sizes in attention.items()}
+    layer |= {f"mlp/{name}": (size, D + F) for name, size in _mlp(c).items()}
+    E = _encoder_layers(c)
+    cross = {f"cross_attention/{name}": sizes for name, sizes in attention.items()} if E else {}
+    found = []
+    for stack, number, before, products in (
+        ("encoder", E, 0, layer),
+        ("stack", c.num_layers, E, layer | cross),
+    ):
+        for i in range(number):
+            prefix = f"{stack}/{_layer_name(c, i)}"
+            for name, sizes in products.items():
+                found.append(_Product(f"{prefix}/{name}", before + i + 1, *sizes))
+    return found
+
+
+def _layer_name(c: Any, number: int) -> str:
+    return "layers" if c.scan else f"layers_{number}"
+
+
 def _adapters(c: Any) -> int:
     if not c.lora_rank:
         return 0
-    D, F, heads = c.embed_dim, c.mlp_dim, (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim)
-    attention = {"q": D + heads[0], "k": D + heads[1], "v": D + heads[1], "out": D + heads[0]}
-    names = {f"attention/{name}": size for name, size in attention.items()}
-    names |= {f"mlp/{name}": D + F for name in _mlp(c)}
-    cross = {f"cross_attention/{name}": size for name, size in attention.items()}
-    total, layer = 0, "layers" if c.scan else "layers_{}"
-    stacks = [("stack", c.num_layers, names | (cross if _encoder_layers(c) else {}))]
-    stacks.append(("encoder", _encoder_layers(c), names))
-    for stack, number, products in stacks:
-        for i in range(number):
-            for name, size in products.items():
-                if c.has_adapter(f"{stack}/{layer.format(i)}/{name}"):
-                    total += c.lora_rank * size
-    return total
+    return c.lora_rank * sum(p.ends for p in _products(c) if c.has_adapter(p.name))
 
 
 def optimizer_slots(name: str, config: Any) -> int:
@@ -109,49 +142,113 @@ def num_parameters(config: Any) -> int:
     return sum(parameter_counts(config).values())
 
 
-def flops_per_token(config: Any, length: int) -> float:
+FLOPS_RULE = (
+    "of the model, a token: 6 for each weight of a product that is trained (2 forward, 2 for the "
+    "gradient of its input, 2 for its own), 4 for a frozen one, 2 where nothing trained lies "
+    "before it; the head too, embeddings and norms not; scores and weighted values with the keys "
+    "that are seen: half of them where attention is causal, at most the window; a row counts as "
+    "one sequence, what is recomputed does not count; a teacher 2 a weight"
+)
+
+
+def flops_per_token(
+    config: Any,
+    length: int,
+    *,
+    source_length: int = 0,
+    trained: Collection[str] | None = None,
+) -> float:
     """FLOPs of forward and backward for one token of a sequence of `length`.
 
     The rule: 6 for each weight of a product (2 forward, 4 backward), so attention, MLP and head
-    but neither embeddings nor norms (arXiv:2001.08361, section 2.1); and 6 * L * N * H * length for
-    the scores and the weighted values, of which causal attention needs the half: a token sees
-    length / 2 keys on average, or in a layer with a window at most the window. An encoder needs all
-    of it. In an encoder_decoder a token of the
-    decoder stands for one of the encoder too, whose input is taken to be as long.
+    but neither embeddings nor norms (arXiv:2001.08361, section 2.1; biases count with their
+    product); and 6 * L * N * H * length for the scores and the weighted values, of which causal
+    attention needs the half: a token sees length / 2 keys on average, or in a layer with a window
+    at most the window. An encoder needs all of it. In an encoder_decoder a token of the decoder
+    stands for source_length / length of the encoder's.
+
+    Frozen weights have no gradient of their own: 4. Layers below the first that holds something
+    trained have no gradient at all: 2. LoRA's adapters are products like others.
+
+    Args:
+      config: The model's.
+      length: T, tokens of a row.
+      source_length: S, tokens of an encoder_decoder's input; 0: as many as `length`.
+      trained: Names of the parameters that are trained, as in the tree of parameters; None: all;
+        (): none, so a forward pass alone.
     """
     c = config
-    counts = parameter_counts(c)
-    head = c.embed_dim * c.vocab_size if c.head in ("lm", "mlm") else counts["head"]
-    products = counts["attention"] + counts["mlp"] + head
-    bidirectional = _encoder_layers(c) + (c.num_layers if _encoder_layers(c) else 0)  # and cross
-    causal = c.num_layers
+    E = _encoder_layers(c)
+    source_length = source_length or length
+    source = source_length / length  # tokens of the encoder for one of the decoder
+    lowest = 0 if trained is None else _first_place(c, trained)
+
+    def cost(weights: float, place: int, own: bool, above: bool | None = None) -> float:
+        above = place >= lowest if above is None else above
+        return weights * (2.0 + 2.0 * above + 2.0 * own)
+
+    def is_trained(name: str) -> bool:
+        return trained is None or name in trained
+
+    flops = 0.0
+    for p in _products(c):
+        tokens = source if p.of_source else 1.0
+        flops += tokens * cost(p.size, p.place, is_trained(f"{p.name}/kernel"))
+        if c.lora_rank and c.has_adapter(p.name):
+            own = is_trained(f"{p.name}/lora_a")
+            flops += tokens * cost(c.lora_rank * p.ends, p.place, own)
+    per_key = 2.0 * c.num_heads * c.head_dim  # a score and a weighted value, forward
+    for i in range(E):
+        above = i + 1 >= lowest
+        flops += source * (2.0 + 4.0 * above) * per_key * source_length
+    for i in range(c.num_layers):
+        keys = _keys_seen(c, i, length) + (source_length if E else 0)  # and cross attention
+        flops += (2.0 + 4.0 * (E + i + 1 >= lowest)) * per_key * keys
+    end = E + c.num_layers + 1
+    for name, weights in _head_products(c, length).items():
+        flops += cost(weights, end, is_trained(name), above=lowest < end)
+    return flops
+
+
+def _keys_seen(c: Any, layer: int, length: int) -> float:
+    """Keys that a token of a layer sees on average, but for cross attention."""
     if c.family == "encoder":
-        bidirectional, causal = c.num_layers, 0
-    windowed = c.num_layers - len(c.global_layers) if 0 < c.window < length else 0
-    keys = (causal - windowed + 2 * bidirectional) * length
-    keys += windowed * c.window * (2 - c.window / length)
-    return 6.0 * products + 6.0 * keys * c.num_heads * c.head_dim
+        return length
+    if 0 < c.window < length and layer not in c.global_layers:
+        return c.window * (1 - c.window / length / 2)
+    return length / 2
 
 
-# Dense bf16 FLOP/s of one device by a part of its `device_kind`, from the vendors' data sheets.
-_PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
-}
+def _head_products(c: Any, length: int) -> dict[str, float]:
+    """Weights of the head's products for one token, by the name of the parameter."""
+    D = c.embed_dim
+    if c.head == "lm":
+        return {"tokens" if c.tied else "head": float(D * c.vocab_size)}
+    if c.head == "mlm":
+        return {"tokens": float(D * c.vocab_size), "mlm/dense/kernel": float(D * D)}
+    if c.head == "none":
+        return {}
+    classes = 2 if c.head == "span" else c.num_classes
+    if c.head != "sequence":
+        return {"classifier/kernel": float(D * classes)}
+    pooler = {"pooler/kernel": D * D / length} if c.pool == "pooler" else {}
+    return {**pooler, "classifier/kernel": D * classes / length}  # once a row
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """FLOP/s a device can reach in bf16; None where it is not known."""
-    for name, flops in _PEAK_FLOPS.items():
-        if name in device_kind:
-            return flops
-    return None
+def _first_place(c: Any, trained: Collection[str]) -> int:
+    """The first place of the forward pass with a trained parameter; past the end if none has."""
+    E = _encoder_layers(c)
+    end = E + c.num_layers + 1
+    heads = ("head", "final_norm/", "mlm/", "pooler/", "classifier/")
+
+    def place(name: str) -> int:
+        if name.startswith(heads):
+            return end
+        for stack, before in (("encoder/", 0), ("stack/", E)):
+            if name.startswith(f"{stack}layers_"):
+                return before + 1 + int(name.split("/")[1].removeprefix("layers_"))
+            if name.startswith(stack):
+                return before + 1
+        return E + 1 if name.startswith("encoder_norm/") else 0
+
+    return min(map(place, trained), default=end + 1)

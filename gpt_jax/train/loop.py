@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from typing import Any
 
 import jax
@@ -11,13 +10,16 @@ from gpt_jax.data.pipeline import train_batches
 from gpt_jax.evals.during_training import Evaluations
 from gpt_jax.optim.durations import Duration
 from gpt_jax.parallel import sharding
+from gpt_jax.parallel.peaks import Roof, roof_of
 from gpt_jax.reports.loss_curve import draw_loss_curve
 from gpt_jax.runs import best, metrics
 from gpt_jax.runs import run as layout
-from gpt_jax.scaling import counts
+from gpt_jax.runs.receipt import add_to_session
 from gpt_jax.train.interrupts import Interrupts
+from gpt_jax.train.profiling import Profiler
 from gpt_jax.train.progress import Progress
 from gpt_jax.train.setup import Training
+from gpt_jax.train.speed import Stopwatch, speed_row
 
 FINISHED, INTERRUPTED = 0, 75
 
@@ -51,30 +53,6 @@ class _Pending:
     values: dict[str, Any]
 
 
-class _Stopwatch:
-    """Time spent on steps alone, between two rows."""
-
-    def __init__(self):
-        self._since, self._spent, self._steps = time.monotonic(), 0.0, 0
-
-    def pause(self) -> None:
-        self._spent += time.monotonic() - self._since
-
-    def resume(self) -> None:
-        self._since = time.monotonic()
-
-    def step(self) -> None:
-        self._steps += 1
-
-    def lap(self) -> float:
-        """Seconds a step since the last lap."""
-        self.pause()
-        seconds = self._spent / max(self._steps, 1)
-        self.resume()
-        self._spent, self._steps = 0.0, 0
-        return seconds
-
-
 class _Loop:
     def __init__(self, training: Training):
         self._training = t = training
@@ -98,11 +76,11 @@ class _Loop:
         self._by_metric = bool(config.keep_best or config.patience)
         self._progress = Progress(t.start, t.total)
         self._pending: _Pending | None = None
-        self._stopwatch = _Stopwatch()
-        self._rated = False  # whether the compilation is behind us
-        flops = counts.flops_per_token(t.config.model, t.config.data.seq_len)
-        peak = counts.peak_flops(t.mesh.devices.flat[0].device_kind)
-        self._flops_share = flops / (peak * t.mesh.size) if peak else None
+        self._stopwatch = Stopwatch(t.start)
+        self._timed = False  # whether the compilation is behind us
+        self._rate: float | None = None  # tokens a second
+        self._roof: Roof | None = None  # known after the first step
+        self._profiler = Profiler(config.profile_steps(), t.start, t.workdir, self._progress.line)
 
     def run(self, interrupts: Interrupts) -> int:
         t = self._training
@@ -128,17 +106,42 @@ class _Loop:
                 break
             _, batch = next(batches)
             arrays = sharding.global_batch(batch, local, config.batch_size, t.mesh)
+            if self._profiler.begins(step + 1):
+                self._profiler.begin(t.state)
             t.state, values = t.step(t.state, arrays, t.fixed)
             step += 1
-            self._stopwatch.step()
             self._progress.step()
-            self._flush()
+            self._profiler.step(step)
+            if self._profiler.ends(step):
+                self._end_profile(arrays)
+            if self._roof is None:
+                self._find_roof()
+            self._flush(step)
             # By the step alone: a run that was interrupted has the rows of one that was not.
             if step % config.log_every == 0 or step in (1, t.total):
                 self._pending = _Pending(step, values)
+        if step > t.start:
+            self._end_profile(arrays)
         return self._finish(step, None if early else stop)
 
-    def _flush(self) -> None:
+    def _find_roof(self) -> None:
+        """Learns what the devices can do: on CPU by a measurement, so nothing else may run."""
+        t = self._training
+        jax.block_until_ready(t.state)
+        self._stopwatch.pause()
+        self._roof = roof_of(t.mesh, t.config.model.dtype, t.cache_dir)
+        add_to_session(t.workdir / layout.RECEIPT, {"peak": self._roof.to_dict()})
+        self._stopwatch.resume()
+
+    def _end_profile(self, arrays: Any) -> None:
+        """Writes the profile's table, if one is under way; `arrays` are a batch of the step."""
+        t = self._training
+        jax.block_until_ready(t.state)
+        self._stopwatch.pause()
+        self._profiler.end(lambda: t.lower(t.state, arrays, t.fixed).compile().as_text())
+        self._stopwatch.resume()
+
+    def _flush(self, dispatched: int) -> None:
         """Reads the metrics of a step when the next one is under way, and writes their row."""
         if self._pending is None:
             return
@@ -146,17 +149,19 @@ class _Loop:
         values = {name: float(x) for name, x in jax.device_get(self._pending.values).items()}
         self._pending = None
         first_nonfinite = int(values.pop("first_nonfinite"))
-        seconds = self._stopwatch.lap()
+        learning_rate = float(t.learning_rate(step - 1))
+        # The step that is under way may be done already: on CPU small ones are when they begin.
+        seconds, steps = self._stopwatch.lap(dispatched if t.state.step.is_ready() else step)
         row = {f"train/{name}": value for name, value in values.items() if name != "num_targets"}
-        row["train/learning_rate"] = float(t.learning_rate(step - 1))
+        row["train/learning_rate"] = learning_rate
         row["train/tokens"] = step * t.clock.tokens_per_step
-        if self._rated:
-            row["perf/tokens_per_sec"] = t.clock.tokens_per_step / seconds
-            if self._flops_share is not None:
-                row["perf/mfu"] = row["perf/tokens_per_sec"] * self._flops_share
-        else:  # it holds the compilation
+        if not self._timed:  # it holds the compilation
             row["perf/first_steps_seconds"] = seconds
-            self._rated = True
+            self._timed = True
+        elif steps:  # else the last step was done with the one before: their rate is one
+            self._rate = steps * t.clock.tokens_per_step / seconds
+        if self._rate is not None:
+            row |= speed_row(self._rate, t.flops_per_token, self._roof)
         self._write(step, row)
         if first_nonfinite >= 0:
             raise NonFiniteError(self._nonfinite_message(first_nonfinite))
@@ -176,7 +181,7 @@ class _Loop:
         )
 
     def _evaluate(self, step: int) -> None:
-        self._flush()
+        self._flush(step)
         self._stopwatch.pause()
         t = self._training
         whole = step == t.total and not self._by_metric
@@ -198,7 +203,7 @@ class _Loop:
         return best.should_stop(rows, config.metric, mode, config.patience)
 
     def _save(self, step: int) -> None:
-        self._flush()
+        self._flush(step)
         self._stopwatch.pause()
         # Rows up to here are on disk before the checkpoint that would go on from here.
         self._log.sync()
@@ -242,5 +247,6 @@ class _Loop:
     def close(self) -> None:
         with contextlib.ExitStack() as closing:  # whatever one of them raises, all are closed
             t = self._training
-            for part in (t.lock, self._progress, self._evaluations, *self._sinks, t.checkpoints):
+            parts = (t.lock, self._progress, self._evaluations, *self._sinks, t.checkpoints)
+            for part in (*parts, self._profiler):
                 closing.callback(part.close)  # called from the last to the first

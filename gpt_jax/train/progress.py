@@ -34,7 +34,7 @@ class Progress:
         if tokens_per_sec is not None:
             figures += f"  {_count(tokens_per_sec)} tok/s"
         if mfu is not None:
-            figures += f"  MFU {100 * mfu:.1f}%"
+            figures += f"  mfu {100 * mfu:.{0 if mfu >= 0.1 else 1}f}%"
         if not self._bar.disable:
             self._bar.set_postfix_str(figures)
             return

@@ -61,7 +61,9 @@ class Training:
       total: Steps of the run.
       clock: Turns durations into steps.
       learning_rate: By step.
+      flops_per_token: Of a step, by counts.FLOPS_RULE.
       step: (state, global batch, fixed) -> (state, metrics): jitted, sharded, donates the state.
+      lower: From the same arguments to the lowered step (jax.stages.Lowered).
       checkpoints: Where states are saved.
       metadata: What is saved with each of them: JSON values.
       identity: A name that no other run has, the same whenever this one is continued.
@@ -82,7 +84,9 @@ class Training:
     total: int
     clock: Clock
     learning_rate: Callable
+    flops_per_token: float
     step: Callable
+    lower: Callable
     checkpoints: Checkpoints
     metadata: dict[str, Any]
     identity: str
@@ -159,6 +163,11 @@ def set_up(
     data = prepare_run(config, cache_dir, tokenizer, workdir if resuming else None)
     _check_model(config, data, mesh)
     clock, total = _clock(config, data)
+    profiled = config.train.profile_steps()
+    if profiled and profiled.start > total:
+        raise ValueError(
+            f"train.profile: {config.train.profile!r} begins after the last step, {total}"
+        )
     model = Transformer(config.model, mesh.devices.flat[0].platform)
     optimizer = make_optimizer(config.optimizer, clock)
     like = abstract_on_mesh(model, mesh)
@@ -192,8 +201,17 @@ def set_up(
     fixed = Fixed(frozen, teacher[1] if teacher else None)
     # A run that goes on longer than first planned is now this config's run.
     write_json(workdir / layout.CONFIG, config.to_dict())
-    receipt = _write_receipt(
-        workdir, config, data, all_params(state, fixed), session(mesh, start), total, resuming
+    flops = _flops_per_token(config, mask, teacher)
+    facts = {
+        "data": data.description,
+        "num_parameters": trees.num_elements(all_params(state, fixed)),
+        "flops_per_token": flops,
+        "flops_rule": counts.FLOPS_RULE,
+        "steps": total,
+        "tokens": total * config.train.batch_size * config.data.seq_len,
+    }
+    receipt = write_receipt(
+        workdir / layout.RECEIPT, facts, session(mesh, start), anew=not resuming
     )
     step = functools.partial(
         train_step,
@@ -204,6 +222,7 @@ def set_up(
         num_microbatches=config.train.num_microbatches,
         dropout=config.model.dropout > 0,
     )
+    jitted, lower = _jitted(step, where, fixed, mesh)
     return Training(
         config=config,
         workdir=workdir,
@@ -218,8 +237,10 @@ def set_up(
         start=start,
         total=total,
         clock=clock,
-        learning_rate=learning_rate(config.optimizer, clock),
-        step=_jitted(step, where, fixed, mesh),
+        learning_rate=jax.jit(learning_rate(config.optimizer, clock)),  # one compilation, not ten
+        flops_per_token=flops,
+        step=jitted,
+        lower=lower,
         checkpoints=checkpoints,
         metadata=metadata,
         identity=f"{workdir.name}-{receipt['id']}",
@@ -227,7 +248,10 @@ def set_up(
     )
 
 
-def _jitted(step: Callable, where: TrainState, fixed: Fixed, mesh: Mesh) -> Callable:
+def _jitted(
+    step: Callable, where: TrainState, fixed: Fixed, mesh: Mesh
+) -> tuple[Callable, Callable]:
+    """The compiled step, and what lowers it."""
     fixed_where = jax.tree.map(lambda x: x.sharding, fixed)
     jitted = jax.jit(
         step,
@@ -235,7 +259,18 @@ def _jitted(step: Callable, where: TrainState, fixed: Fixed, mesh: Mesh) -> Call
         out_shardings=(where, None),
         donate_argnums=0,
     )
-    return sharding.on_mesh(mesh, jitted)
+    return sharding.on_mesh(mesh, jitted), sharding.on_mesh(mesh, jitted.lower)
+
+
+def _flops_per_token(
+    config: RunConfig, mask: Tree, teacher: tuple[Transformer, Tree] | None
+) -> float:
+    length, source = config.data.seq_len, config.tasks.source_len
+    trained = {name for name, is_trained in trees.flatten(mask).items() if is_trained}
+    flops = counts.flops_per_token(config.model, length, source_length=source, trained=trained)
+    if teacher:  # it runs forward alone
+        flops += counts.flops_per_token(teacher[0].config, length, source_length=source, trained=())
+    return flops
 
 
 def _clock(config: RunConfig, data: PreparedData) -> tuple[Clock, int]:
@@ -298,22 +333,3 @@ def _restored_base(workdir: epath.Path, like: Tree, mask: Tree) -> Tree | None:
         return None
     frozen = trees.select(like, jax.tree.map(lambda trained: not trained, mask))
     return restore_params(workdir / layout.BASE, frozen)[0]
-
-
-def _write_receipt(
-    workdir: epath.Path,
-    config: RunConfig,
-    data: PreparedData,
-    params: Tree,
-    new_session: dict[str, Any],
-    total: int,
-    resuming: bool,
-) -> dict[str, Any]:
-    facts = {
-        "data": data.description,
-        "num_parameters": trees.num_elements(params),
-        "flops_per_token": counts.flops_per_token(config.model, config.data.seq_len),
-        "steps": total,
-        "tokens": total * config.train.batch_size * config.data.seq_len,
-    }
-    return write_receipt(workdir / layout.RECEIPT, facts, new_session, anew=not resuming)

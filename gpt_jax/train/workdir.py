@@ -20,7 +20,7 @@ _MAY_CHANGE = (
     "model.scan", "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.duration", "train.log_every", "train.eval_every", "train.eval_batches",
     "train.checkpoint_every", "train.keep", "train.sample_prompts", "train.sample_tokens",
-    "train.tensorboard", "train.wandb", "train.patience", "tasks.eval_examples",
+    "train.tensorboard", "train.wandb", "train.profile", "train.patience", "tasks.eval_examples",
     "tasks.max_new_tokens",
     # Where the corpus lies may change; what it holds is checked by its fingerprint.
     "data.path", "data.validation_path",
