@@ -109,7 +109,9 @@ class ScriptedEngine:
                 now, self._left[job.id, sample] = left[:size], left[size:]
                 ends = bool(now) and now[-1] in (EOS, *job.request.params.stop_ids)
                 reason = "stop" if ends else None if left[size:] else "length"
-                tokens = tuple(Token(i, -0.5, ((i, -0.5), (65, -2.0))) for i in now)
+                # Later samples are likelier.
+                logprob = -0.5 + sample / 16
+                tokens = tuple(Token(i, logprob, ((i, logprob), (65, -2.0))) for i in now)
                 outputs.append((job, Output(sample, tokens, reason)))
                 if reason:
                     self._left.pop((job.id, sample))

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import openai
+import pydantic
 import pytest
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -127,9 +128,10 @@ def test_choices_are_prompt_by_prompt(served):
 
 
 def test_the_best_have_the_highest_logprob_a_token(served):
-    # All of the script's tokens are equally likely: ties keep their order; all count in usage.
+    # Later samples of the script are likelier; all count in usage.
     answer = complete(served, n=2, best_of=3, max_tokens=100)
-    assert [c["text"][-1] for c in answer["choices"]] == ["0", "1"]
+    assert [c["text"][-1] for c in answer["choices"]] == ["2", "1"]
+    assert [c["index"] for c in answer["choices"]] == [0, 1]
     assert answer["usage"]["completion_tokens"] == 3 * (len(TEXT.encode()) + 2)
     assert served.refused("/v1/completions", model="tiny", n=3, best_of=2)[0] == "best_of"
     refused = served.refused("/v1/completions", model="tiny", best_of=2, stream=True)
@@ -430,6 +432,27 @@ def test_forms_of_an_answer_make_a_constraint(served, form):
         assert served.post(path, model="tiny", response_format=body, **ask)[0] == 200
         allowed = asked(served).constraint().allowed()
         assert allowed[ord("{")] and not allowed[ord("a")]
+
+
+class Sum(pydantic.BaseModel):
+    """What a client wants to get."""
+
+    total: int
+
+
+def test_the_client_parses_what_it_asked_for():
+    def make_engine():
+        return ScriptedEngine(lambda request, sample: [*b'{"total": 3}', EOS])
+
+    with serving(tiny_model(), make_engine=make_engine) as served:
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+        ask = {"model": "tiny", "messages": USER, "response_format": Sum}
+        assert client.chat.completions.parse(**ask).choices[0].message.parsed == Sum(total=3)
+        with client.chat.completions.stream(**ask) as stream:
+            kinds = [event.type for event in stream]
+            final = stream.get_final_completion()
+        assert "content.delta" in kinds and kinds.index("content.done")
+        assert final.choices[0].message.parsed == Sum(total=3)
 
 
 def test_embeddings(served, client, monkeypatch):

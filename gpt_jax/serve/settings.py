@@ -18,7 +18,8 @@ class Settings:
       max_waiting: Prompts that may wait for a slot; more are refused with 429.
       max_requests: HTTP requests that may be in work at the same time; more are refused with 429.
       prefill_chunk: Prompt tokens that are read between two steps of the running texts.
-      prefix_cache_tokens: Tokens of earlier prompts that are kept; 0: none.
+      prefix_cache_tokens: Tokens of earlier prompts whose keys and values are kept, of 124M's size
+        73 KiB each; 0: none.
       max_body_bytes: The longest body of a request; longer ones are refused with 413.
       max_tokens: Most tokens of one text; 0: as many as the context has.
       max_input_tokens: Most tokens of a text that becomes a vector; 0: those of the context. It
@@ -46,7 +47,7 @@ class Settings:
     max_waiting: int = 128
     max_requests: int = 512
     prefill_chunk: int = 512
-    prefix_cache_tokens: int = 16384
+    prefix_cache_tokens: int = 4096
     max_body_bytes: int = 4 << 20
     max_tokens: int = 0
     max_input_tokens: int = 2048
