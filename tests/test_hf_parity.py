@@ -25,8 +25,8 @@ from gpt_jax.runs import canonical
 TOLERANCE = 5e-5
 # BertModel's pooler is tested with the head that uses it.
 SKIP = {"bert": ("^pooler/",)}
-# Cases whose layers differ are scanned: that they may is the harder case, and compiles faster.
-SCANNED = ("qwen2", "smollm3", "gemma2", "gemma3")
+# All whose layers differ are scanned: that they may is the harder case, and compiles faster.
+SCANNED = ("qwen2", "qwen3", "smollm3", "llama3", "llama_yarn", "gemma2", "gemma3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,11 +238,11 @@ CONFIGS = [
     ("llama", {"rope_theta": 1e4}),
     ("llama", {"norm_eps": 1e-5}),
     ("mistral", {"window": 49}),
-    ("gemma", {"norm": "rmsnorm"}),
     ("gemma2", {"attention_softcap": 5.5}),
     ("gemma3", {"rope_local_theta": 0.0}),
 ]
 SLOW_CONFIGS = [
+    ("gemma", {"norm": "rmsnorm"}),
     ("qwen2", {"global_layers": ()}),
     ("gemma3", {"rope_scaling": {"factor": 2.0}}),
     ("gemma2", {"global_layers": (0, 2)}),
