@@ -224,8 +224,11 @@ print(peak() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("what", ["open", "convert"])
-def test_the_peak_is_the_result_and_little_more(tmp_path, what):
+@pytest.mark.parametrize(
+    # A checkpoint is written from a copy of an array and its compressed form.
+    ("what", "limit"), [("open", 1.1), ("convert", 1.5)]
+)  # fmt: skip
+def test_the_peak_is_the_result_and_little_more(tmp_path, what, limit):
     layers, width, hidden, vocab = 12, 768, 2304, 12_000
     rng, shapes = np.random.default_rng(0), {}
     for i in range(layers):
@@ -255,4 +258,4 @@ def test_the_peak_is_the_result_and_little_more(tmp_path, what):
     assert done.returncode == 0, done.stderr
     growth = int(done.stdout.split()[-1])
     print(f"{what}: {growth / 2**20:.0f} MiB for {result / 2**20:.0f} and {largest / 2**20:.0f}")
-    assert growth < 1.3 * (result + largest)
+    assert growth < limit * (result + largest)

@@ -1,10 +1,12 @@
 """From files to the mesh, one parameter after another: a host holds the result and one of them."""
 
+import math
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 
+from gpt_jax import trees
 from gpt_jax.convert.table import Parameter
 from gpt_jax.runs import canonical
 from gpt_jax.types import Tree
@@ -20,7 +22,12 @@ def place(parameters: Mapping[str, Parameter], like: Tree) -> Tree:
       parameters: By canonical name.
       like: ShapeDtypeStructs with shardings, of stacked or unrolled layers.
     """
-    return jax.tree.map(_placed, canonical.unstack(parameters, like), like)
+    wanted, leaves = trees.flatten(canonical.unstack(parameters, like)), trees.flatten(like)
+    placed = {}
+    # The largest first: what one leaves free in the heap then has room for those behind it.
+    for name in sorted(leaves, key=lambda name: -math.prod(leaves[name].shape)):
+        placed[name] = _placed(wanted[name], leaves[name])
+    return trees.unflatten(placed, like)
 
 
 def _placed(parameter: Parameter, leaf: jax.ShapeDtypeStruct) -> jax.Array:

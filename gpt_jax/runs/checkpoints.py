@@ -47,7 +47,8 @@ def _thrifty_digests(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     digests: dict[str, np.ndarray] = {}
     some: dict[str, jax.Array] = {}
     size = 0
-    for name, array in arrays.items():
+    # The largest first: the others find room in what it leaves free in the heap.
+    for name, array in sorted(arrays.items(), key=lambda item: -item[1].nbytes):
         if some and size + array.nbytes > _IN_FLIGHT:
             digests |= jax.device_get(_digests(some))
             some, size = {}, 0
