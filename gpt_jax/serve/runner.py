@@ -1,6 +1,7 @@
 """The one thread that owns the engine: requests in, pieces of text out."""
 
 import asyncio
+import collections
 import logging
 import queue
 import threading
@@ -48,6 +49,7 @@ class Runner:
         self._make_engine, self._tokenizer, self._metrics = make_engine, tokenizer, metrics
         self._engine: Any = None
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
         self._running: dict[int, _Running] = {}
         self._unstarted: dict[int, _Running] = {}
         self._busy_since: float | None = None
@@ -118,7 +120,7 @@ class Runner:
             else:
                 self._tell(loop, lambda: result.done() or result.set_result(value))
 
-        self._commands.put(run)
+        self._commands.put(lambda: self._calls.append(run))
         try:
             async with asyncio.timeout(timeout):
                 return await result
@@ -128,32 +130,43 @@ class Runner:
     def _warm(self, warm_up: Callable[[Any], None]) -> None:
         try:
             if self._make_engine is not None:
-                self._engine = self._make_engine()
-                warm_up(self._engine)
+                engine = self._make_engine()
+                warm_up(engine)
+                self._engine = engine
             self.ready = True
         except Exception:
             _LOG.exception("the model cannot be run")
 
     def _run(self) -> None:
         while True:
-            wait = self._engine is None or self._engine.idle
+            idle = self._engine is None or self._engine.idle
             try:
-                command = self._commands.get(block=wait)
+                command = self._commands.get(block=idle and not self._calls)
             except queue.Empty:
-                self._busy_since = time.monotonic()
-                self._step()
-                self._busy_since = None
+                # One call, then one step: neither kind of work waits for all of the other.
+                if self._calls:
+                    self._guarded(self._calls.popleft())
+                if not idle:
+                    self._guarded(self._step)
                 continue
             if command is None:
                 break
-            self._busy_since = time.monotonic()
-            command()
-            self._busy_since = None
+            self._guarded(command)
         self._fail_all(ApiError(503, "The server is shutting down.", code="shutting_down"))
         self._engine = None
         while not self._commands.empty():  # they find no engine, and say so
             if (command := self._commands.get_nowait()) is not None:
                 command()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Whatever fails, the thread goes on."""
+        self._busy_since = time.monotonic()
+        try:
+            work()
+        except Exception:
+            _LOG.exception("the engine's thread failed")
+            self._recover()
+        self._busy_since = None
 
     def _accept(self, generation: Generation) -> None:
         accepted = generation.accepted
@@ -189,20 +202,15 @@ class Runner:
 
     def _step(self) -> None:
         streams = any(r.generation.prompted.streams for r in self._running.values())
-        try:
-            outputs = self._engine.step(1 if streams else None)
-            pieces = [
-                (running.generation, piece)
-                for job, output in outputs
-                if (running := self._running.get(job.id)) is not None
-                for piece in self._pieces(running, output)
-            ]
-            self.stats = self._engine.stats()
-            self._observe_started(self.stats["waiting"])
-        except Exception:
-            _LOG.exception("a step failed")
-            self._recover()
-            return
+        outputs = self._engine.step(1 if streams else None)
+        pieces = [
+            (running.generation, piece)
+            for job, output in outputs
+            if (running := self._running.get(job.id)) is not None
+            for piece in self._pieces(running, output)
+        ]
+        self.stats = self._engine.stats()
+        self._observe_started(self.stats["waiting"])
         by_loop: dict[asyncio.AbstractEventLoop, list] = {}
         for generation, piece in pieces:
             by_loop.setdefault(generation.loop, []).append((generation, piece))
@@ -265,6 +273,8 @@ class Runner:
     def _recover(self) -> None:
         """Fails what was running; an engine that broke in a step may have lost its arrays."""
         self._fail_all(internal())
+        if self._make_engine is None:
+            return
         try:
             self._engine = self._make_engine()
         except Exception:
