@@ -128,8 +128,12 @@ def _by_sums(x: Array, w: Array, num_contract: int) -> Array:
 
 
 def _project_quantized(x: Array, w: Quantized, precision: Precision, num_contract: int) -> Array:
-    integers, num_lead = w.integers_FK, x.ndim - num_contract
+    num_lead = x.ndim - num_contract
     num_rows = math.prod(x.shape[:num_lead])
+    if precision.by_sums and num_rows < _FEW_ROWS:
+        x = _computed_once(x)
+    # Or XLA takes the conversion of all weights to f32 out of the loop that decodes.
+    x, integers = lax.optimization_barrier((x, w.integers_FK))
     if precision.by_sums and num_rows <= 2:
         y = _one_or_two_rows(x.reshape(num_rows, -1), integers.reshape(w.scale_F.size, -1))
         y = y.reshape(*x.shape[:num_lead], *w.scale_F.shape)
@@ -143,10 +147,18 @@ def _project_quantized(x: Array, w: Quantized, precision: Precision, num_contrac
     return (y * w.scale_F).astype(precision.output)
 
 
+def _computed_once(x: Array) -> Array:
+    """x, f32. Or XLA:CPU would fuse what computes x into the sums, and so repeat it F times.
+
+    It fuses no sum into them; one over what is not there costs nothing.
+    """
+    return lax.reduce(jnp.stack([x.astype(jnp.float32), jnp.zeros(x.shape)]), 0.0, lax.add, (0,))
+
+
 # XLA:CPU unrolls a sum of at most so many terms, and only then computes lanes in vectors.
 _MAX_TERMS = 24
-# Numbers of one vector register.
-_LANES = 8
+# Two vector registers: a loop over one alone is not computed in vectors.
+_LANES = 16
 
 
 def _one_or_two_rows(x_MK: Array, integers_FK: Array) -> Array:
