@@ -98,8 +98,8 @@ def search(config, prompts=PROMPTS, **values):
 
 @pytest.mark.parametrize(
     ("config", "early_stopping"),
-    [(CONFIG, False), (CONFIG, True), (CONFIG, "never"), (ENCODER_DECODER, False)],
-    ids=["decoder-False", "decoder-True", "decoder-never", "encoder_decoder-False"],
+    [(CONFIG, False), (CONFIG, True), (CONFIG, "never"), (ENCODER_DECODER, "never")],
+    ids=["decoder-False", "decoder-True", "decoder-never", "encoder_decoder-never"],
 )
 def test_beams_are_those_of_a_slow_search(config, early_stopping):
     for penalty in (0.0, 1.0, 2.0):
