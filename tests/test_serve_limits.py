@@ -100,7 +100,7 @@ def test_settings_that_cannot_be(field, value):
 
 
 def test_bodies_that_are_too_long_or_of_another_kind(opened):
-    with serving(opened, Settings(max_body_bytes=1000, body_timeout_s=0.3), scripted()) as served:
+    with serving(opened, Settings(max_body_bytes=1000, body_timeout_s=1.0), scripted()) as served:
         url, http = "/v1/completions", served.http
         long = json.dumps({"model": "tiny", "prompt": "a" * 1000}).encode()
         kind = {"Content-Type": "application/json"}
@@ -259,6 +259,41 @@ def test_health_sees_an_engine_that_stands_still(opened):
         assert served.http.get("/health").status_code == 200
 
 
+def test_steps_and_calls_take_turns(opened):
+    engines, order = [], []
+    with serving(opened, Settings(), scripted(engines, endless)) as served:
+        wait_until(lambda: served.http.get("/health").status_code == 200)
+        runner, step = served.service.runner, engines[0].step
+
+        def slow_step(num_steps=None):
+            time.sleep(0.002)
+            order.append("step")
+            return step(1)
+
+        engines[0].step = slow_step
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 500, "stream": True}
+        with served.http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            engines[0].gate.clear()
+            for _ in range(3):
+                runner._commands.put(lambda: runner._calls.append(lambda: order.append("call")))
+            engines[0].gate.set()
+            wait_until(lambda: order.count("call") == 3)
+        first = order.index("call")
+        assert order[first : first + 5] == ["call", "step", "call", "step", "call"]
+
+
+def test_what_fails_in_the_thread_leaves_it_alive(opened, caplog):
+    engines = []
+    with serving(opened, Settings(), scripted(engines)) as served:
+        body = {"model": "tiny", "prompt": "a"}
+        assert served.post("/v1/completions", **body)[0] == 200
+        served.service.runner._commands.put(lambda: 1 / 0)
+        assert served.post("/v1/completions", **body)[0] == 200
+        assert served.http.get("/health").status_code == 200
+
+
 def test_an_engine_that_cannot_be_made(opened, caplog):
     def make_engine():
         raise RuntimeError("no memory")
@@ -288,7 +323,7 @@ def test_draining_refuses_what_is_new(opened):
 )
 def test_templates_are_held_in(source, said):
     opened = tiny_model(template=ChatTemplate(source, "a template"))
-    settings = Settings(template_timeout_s=0.2)
+    settings = Settings(template_timeout_s=1.0)
     with serving(opened, settings, scripted()) as served:
         status, body = served.post("/v1/chat/completions", model="tiny", messages=USER)
         assert status == 400 and said in body["error"]["message"]
