@@ -138,6 +138,15 @@ def test_the_best_have_the_highest_logprob_a_token(served):
     assert refused[0] == "best_of"
 
 
+def test_the_context_is_full_to_the_last_token(served):
+    for size, limit in ((500, 12), (511, 1), (512, 0)):
+        complete(served, prompt=[97] * size, max_tokens=limit)
+        body = {"model": "tiny", "prompt": [97] * size, "max_tokens": limit + 1}
+        assert served.refused("/v1/completions", **body)[1] == "context_length_exceeded"
+    complete(served, prompt=[97] * 510)  # the default is what is left
+    assert asked(served).params.max_tokens == 2
+
+
 def test_stop_strings_are_no_part_of_the_text(served):
     for stop in ("STOP", ["x", "STOP"]):
         answer = complete(served, stop=stop, max_tokens=100, logprobs=1)
