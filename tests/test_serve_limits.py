@@ -129,6 +129,19 @@ def raw(served, path, headers, body=b""):
         return connection.recv(65536).decode()
 
 
+def test_a_limit_of_tokens(opened):
+    engines = []
+    with serving(opened, Settings(max_tokens=5), scripted(engines, endless)) as served:
+        body = {"model": "tiny", "prompt": "a"}
+        assert served.refused("/v1/completions", **body, max_tokens=6)[0] == "max_tokens"
+        assert served.post("/v1/completions", **body)[1]["usage"]["completion_tokens"] == 5
+        chat = {"model": "tiny", "messages": USER}
+        answer = served.post("/v1/chat/completions", **chat)[1]
+        assert answer["choices"][0]["message"]["content"] == "A" * 5
+        refused = served.refused("/v1/chat/completions", **chat, max_completion_tokens=6)
+        assert refused[0] == "max_completion_tokens"
+
+
 def test_a_full_queue_says_when_to_come_back(opened):
     engines = []
     make = scripted(engines, max_slots=2, max_waiting=2)
