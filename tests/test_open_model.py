@@ -52,6 +52,9 @@ def test_a_folder_is_opened_by_its_path_alone_and_says_how_it_is_used(tmp_path):
 def test_several_ends_and_a_template(tmp_path):
     spec, _ = folder_of(tmp_path / "chat", "llama", eos_token_id=5)
     assert open_model(spec).eos_ids == (5,)
+    # The default of a class, whose vocabulary is another.
+    (tmp_path / "chat" / "generation_config.json").write_text('{"eos_token_id": 128001}')
+    assert open_model(spec).eos_ids == (256,)
     (tmp_path / "chat" / "generation_config.json").write_text('{"eos_token_id": [256, 7]}')
     (tmp_path / "chat" / "chat_template.jinja").write_text("{{ messages }}")
     opened = open_model(spec)

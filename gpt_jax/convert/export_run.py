@@ -15,7 +15,7 @@ import numpy as np
 from gpt_jax import trees
 from gpt_jax.convert.export_config import hf_config
 from gpt_jax.convert.export_tokenizer import special_ids, write_tokenizer
-from gpt_jax.convert.open_model import OpenModel, open_model
+from gpt_jax.convert.open_model import SPECIAL_IDS, OpenModel, open_model
 from gpt_jax.convert.table import Entry, Family
 from gpt_jax.convert.tensors import DTYPES, ToWrite, write_safetensors
 from gpt_jax.models.config import TransformerConfig
@@ -139,8 +139,10 @@ def _read(leaves: dict[str, Any], entry: Entry, layer: int) -> np.ndarray:
 
 
 def _generation(opened: OpenModel) -> dict[str, Any]:
-    """generation_config.json: the source's own, with the tokens that end a text."""
-    return {**opened.generation, **special_ids(opened)}
+    """generation_config.json: the source's own, with the special tokens that there are."""
+    ids = {name: value for name, value in special_ids(opened).items() if value is not None}
+    said = {name: value for name, value in opened.generation.items() if name not in SPECIAL_IDS}
+    return {**said, **ids}
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

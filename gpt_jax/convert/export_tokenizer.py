@@ -17,7 +17,7 @@ _UNKNOWNS = ("[UNK]", "<unk>")
 
 def special_ids(opened: OpenModel) -> dict[str, Any]:
     """Ids for config.json and generation_config.json; null where there is no such token."""
-    config, said = opened.model.config, opened.generation
+    config = opened.model.config
     end = _end_ids(opened)
     ids: dict[str, Any] = {
         "bos_token_id": _bos_id(opened),
@@ -25,8 +25,8 @@ def special_ids(opened: OpenModel) -> dict[str, Any]:
         "pad_token_id": _pad_id(opened),
     }
     if config.family == "encoder_decoder":
-        start = config.start_id if config.start_id >= 0 else opened.tokenizer.eos_id
-        ids["decoder_start_token_id"] = said.get("decoder_start_token_id", start)
+        start = config.start_id
+        ids["decoder_start_token_id"] = start if start >= 0 else opened.tokenizer.eos_id
     return ids
 
 
@@ -52,7 +52,8 @@ def write_tokenizer(folder: Path, opened: OpenModel) -> None:
     if config.family == "encoder":
         ids |= {"cls_token": tokenizer.cls_id, "sep_token": tokenizer.sep_id}
         ids["mask_token"] = tokenizer.mask_id
-    names = {name: tokenizer.token_text(i) for name, i in ids.items() if i is not None}
+    known = {name: i for name, i in ids.items() if i is not None and i < tokenizer.vocab_size}
+    names = {name: tokenizer.token_text(i) for name, i in known.items()}
     inputs = ["input_ids", "attention_mask"]
     if config.num_token_types:
         inputs.insert(1, "token_type_ids")
@@ -98,17 +99,24 @@ def _end_ids(opened: OpenModel) -> list[int]:
 def _bos_id(opened: OpenModel) -> int | None:
     if opened.model.config.family == "decoder" and len(opened.prefix_ids) == 1:
         return opened.prefix_ids[0]
-    return opened.generation.get("bos_token_id")
+    return _said(opened, "bos_token_id")
 
 
 def _pad_id(opened: OpenModel) -> int | None:
-    config, said = opened.model.config, opened.generation.get("pad_token_id")
+    config, said = opened.model.config, _said(opened, "pad_token_id")
     found = _first_id(opened, _PADS) if said is None else said
     if found is not None or (config.family == "decoder" and config.head == "sequence"):
         # A decoder's head for classes reads the last token that is no padding, which the end of a
         # text is not.
         return found
     return opened.eos_ids[0]
+
+
+def _said(opened: OpenModel, name: str) -> int | None:
+    """An id of the source's own configs, which may hold a class's defaults."""
+    value = opened.generation.get(name)
+    known = isinstance(value, int) and 0 <= value < opened.model.config.vocab_size
+    return value if known else None
 
 
 def _first_id(opened: OpenModel, tokens: tuple[str, ...]) -> int | None:

@@ -29,7 +29,7 @@ from gpt_jax.tasks.table import find_task
 from gpt_jax.types import Tree
 
 # Values of config.json that are another file's in newer folders.
-_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def open_model(
 def generation_values(folder: Path) -> dict[str, Any]:
     """generation_config.json of a folder, with what older ones say of it in config.json."""
     own = _json(folder / "config.json")
-    return {**{k: own[k] for k in _SPECIAL_IDS if k in own}, **_json(folder / GENERATION)}
+    return {**{k: own[k] for k in SPECIAL_IDS if k in own}, **_json(folder / GENERATION)}
 
 
 def _open_run(path, step: int | None, mesh) -> OpenModel:
@@ -178,9 +178,10 @@ def _template(folder) -> ChatTemplate | None:
 
 def _eos_ids(generation: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
     ids = generation.get("eos_token_id")
-    if ids is None:
-        ids = tokenizer.eos_id
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+    ids = ids if isinstance(ids, list) else [ids]
+    # Configs may hold ids of another vocabulary: a class's defaults.
+    known = [i for i in ids if isinstance(i, int) and 0 <= i < tokenizer.vocab_size]
+    return tuple(known) or (tokenizer.eos_id,)
 
 
 def _json(path: Path | epath.Path) -> dict[str, Any]:
