@@ -19,8 +19,9 @@ import numpy as np
 
 from gpt_jax.convert.export_run import export_run
 from gpt_jax.convert.open_model import OpenModel, open_model
-from gpt_jax.data.chat_template import CHATML, Messages
+from gpt_jax.data.chat_template import Messages
 from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.decode import write as writing
 from gpt_jax.decode.engine import Engine
 from gpt_jax.decode.hf_generate import (
     Generated,
@@ -33,7 +34,6 @@ from gpt_jax.decode.hf_generate import (
 )
 from gpt_jax.decode.hf_options import generate_options
 from gpt_jax.decode.sampling_params import SamplingParams
-from gpt_jax.decode.write import MAX_SLOTS, Way, Whole, constraint_of, prompt_of, whole, write
 from gpt_jax.evals import classify as labels
 from gpt_jax.evals import embed as vectors
 from gpt_jax.evals.text_scores import TextScore, score_texts
@@ -144,11 +144,7 @@ class Model:
         Raises:
           ValueError: The model has no chat template, or it refuses the messages.
         """
-        template = self.opened.chat_template
-        if template is None:
-            if not CHATML.fits(self.tokenizer):
-                raise ValueError(f"messages: {self.name} has no chat template")
-            template = CHATML
+        template = writing.template_of(self.opened)
         text = template.render(messages, add_generation_prompt, **extras)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
@@ -218,7 +214,7 @@ class Model:
         grammar: str = "",
         seed: int | None = None,
         **sampling: Any,
-    ) -> list[Whole]:
+    ) -> list[writing.Whole]:
         """As complete, with tokens, log-probabilities and why each text ended.
 
         Args:
@@ -233,16 +229,20 @@ class Model:
         """
         opened = self.opened
         ids = self.encode(prompt) if isinstance(prompt, str) else _ids(prompt)
+        ends = ()
         sampling = {name: _frozen(value) for name, value in sampling.items()}
         if suffix:
             text = prompt if isinstance(prompt, str) else self.decode(prompt)
-            ids, ends = prompt_of(opened, text, suffix=suffix)
+            ids, ends = writing.prompt_of(opened, text, suffix=suffix)
             sampling["stop_ids"] = (*sampling.get("stop_ids", ()), *ends)
         seed = secrets.randbits(32) if seed is None else seed
         params = SamplingParams(seed=seed, **sampling)
-        constraint = constraint_of(opened, json_schema=json_schema, regex=regex, grammar=grammar)
-        way = Way(constraint=constraint)
-        return whole(write(opened, ids or [opened.eos_ids[0]], params, way), params.n)
+        forms = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+        constraint = writing.constraint_of(opened, ends=ends, **forms)
+        way = writing.Way(constraint=constraint)
+        return writing.whole(
+            writing.write(opened, ids or [opened.eos_ids[0]], params, way), params.n
+        )
 
     def chat(self, messages: Messages | str, *, stream: bool = False, **options: Any):
         """The assistant's next turn as text; generate's options, but for max_new_tokens=256.
@@ -253,11 +253,13 @@ class Model:
           **options: As generate's.
 
         Raises:
-          ValueError: The model has no chat template, or as generate.
+          ValueError: The model has no chat template, a message spells a special token, or as
+            generate.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        ids = self.apply_chat_template(messages, add_generation_prompt=True)
+        ids, ends = writing.chat_prompt(self.opened, messages)
+        options.setdefault("eos_token_id", (*self.opened.eos_ids, *ends))
         if not {"max_length", "max_new_tokens"} & set(options):
             options["max_new_tokens"] = _CHAT_TOKENS
         if stream:
@@ -317,7 +319,7 @@ class Model:
         opened = self.opened
         return Engine(
             opened.model, opened.params, vocab_size=self.tokenizer.vocab_size,
-            eos_ids=opened.eos_ids, max_slots=min(num_texts, MAX_SLOTS),
+            eos_ids=opened.eos_ids, max_slots=min(num_texts, writing.MAX_SLOTS),
         )  # fmt: skip
 
     def _rows(self, inputs: Input | Sequence[Input]) -> list[list[int]]:

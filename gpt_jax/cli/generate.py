@@ -56,14 +56,15 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     model = open_model(arguments.run, step=arguments.step)
     if arguments.int8:
         model = dataclasses.replace(model, params=quantize(model.params))
+    ids, ends = prompt_of(
+        model, prompt, suffix=arguments.suffix, chat=arguments.chat, system=arguments.system
+    )
+    forms = {"json_schema": schema, "regex": arguments.regex, "grammar": grammar}
     way = Way(
         beams=arguments.beams,
         draft=open_model(arguments.draft) if arguments.draft else None,
         lookup=arguments.prompt_lookup,
-        constraint=constraint_of(model, json_schema=schema, regex=arguments.regex, grammar=grammar),
-    )
-    ids, ends = prompt_of(
-        model, prompt, suffix=arguments.suffix, chat=arguments.chat, system=arguments.system
+        constraint=constraint_of(model, ends=ends, **forms),
     )
     params = dataclasses.replace(params, stop_ids=params.stop_ids + ends)
     # What an encoder reads and what a user says is answered, not continued.

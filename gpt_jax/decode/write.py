@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from gpt_jax.data.chat_template import CHATML, ChatTemplate
+from gpt_jax.data.chat import encode_prompt
+from gpt_jax.data.chat_template import CHATML, ChatTemplate, Messages
 from gpt_jax.data.infill_tokens import InfillTokens
 from gpt_jax.decode.constraints import (
     ConstraintFactory,
@@ -29,6 +30,9 @@ _OF_BEAMS = (
     "max_tokens", "min_tokens", "n", "seed", "temperature", "repetition_penalty",
     "no_repeat_ngram", "stop_ids", "ignore_eos",
 )  # fmt: skip
+
+# Tokens that end a turn where a template writes them; a model's own list of ends may lack them.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 
 
 class Prompted(Writer, Protocol):
@@ -127,7 +131,12 @@ def write(
 
 
 def constraint_of(
-    target: Writer, *, json_schema: dict | str = "", regex: str = "", grammar: str = ""
+    target: Writer,
+    *,
+    json_schema: dict | str = "",
+    regex: str = "",
+    grammar: str = "",
+    ends: tuple[int, ...] = (),
 ) -> ConstraintFactory | None:
     """What one of the three asks for; None where none does.
 
@@ -135,6 +144,7 @@ def constraint_of(
       target: What writes.
       json_schema: A schema, or its JSON.
       regex, grammar: As in decode.constraints.
+      ends: Ids that end a text beside the model's own.
 
     Raises:
       ValueError: Two do, or one cannot be compiled.
@@ -155,7 +165,7 @@ def constraint_of(
         "grammar": grammar_constraint,
     }
     for name, value in given.items():
-        return makers[name](target.tokenizer, value, eos_ids=target.eos_ids)
+        return makers[name](target.tokenizer, value, eos_ids=(*target.eos_ids, *ends))
     return None
 
 
@@ -184,16 +194,36 @@ def prompt_of(
         ids = infill_prompt(tokenizer, target.infill, text, suffix, before=before)
         return ids, target.infill.ends
     if chat:
-        template = target.chat_template or (CHATML if CHATML.fits(tokenizer) else None)
-        if template is None:
-            raise ValueError("chat: this model has no chat template")
         messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": text})
-        rendered = template.render(messages, add_generation_prompt=True)
-        return tokenizer.encode_with_offsets(rendered, parse_special=True)[0], ()
+        return chat_prompt(target, [*messages, {"role": "user", "content": text}])
     ids = [*target.prefix_ids, *tokenizer.encode(text), *target.suffix_ids]
     # As OpenAI's default prompt is.
     return ids or [tokenizer.eos_id], ()
+
+
+def chat_prompt(target: Prompted, messages: Messages) -> tuple[list[int], tuple[int, ...]]:
+    """Ids up to where the assistant is to speak, and what ends its turn beside the model's ids.
+
+    Raises:
+      ValueError: The model has no chat template, or a message is none or spells a special token.
+    """
+    template = template_of(target)
+    written = (token for token in _TURN_ENDS if token in template.source)
+    ends = (target.tokenizer.token_id(token) for token in written)
+    ids = encode_prompt(messages, target.tokenizer, template)
+    return ids, tuple(end for end in ends if end is not None)
+
+
+def template_of(target: Prompted) -> ChatTemplate:
+    """The model's own chat template, or ChatML where its tokens are there.
+
+    Raises:
+      ValueError: Neither.
+    """
+    template = target.chat_template or (CHATML if CHATML.fits(target.tokenizer) else None)
+    if template is None:
+        raise ValueError("messages: this model has no chat template")
+    return template
 
 
 def whole(pieces: Iterator[Written], n: int) -> list[Whole]:
