@@ -366,6 +366,12 @@ def test_chat(served, client):
         assert answer.choices[0].finish_reason == "length"
 
 
+def test_chats_have_a_tokenizer_of_their_own(served, client, monkeypatch):
+    # It must see special tokens in a text, which other threads' must not see at that moment.
+    monkeypatch.setattr(served.service.opened.tokenizer, "encode_with_offsets", None)
+    client.chat.completions.create(model="tiny", messages=USER)
+
+
 def test_a_streamed_chat(served):
     chunks = events(served, "/v1/chat/completions", messages=USER, n=2, logprobs=True)
     for chunk in chunks:
