@@ -24,8 +24,9 @@ from gpt_jax.runs.config import run_config
 from gpt_jax.runs.config_file import load_config
 from gpt_jax.runs.metrics import VOLATILE, read_rows
 from gpt_jax.runs.run import open_run
+from gpt_jax.runs.state import make_draw
 from gpt_jax.scaling.counts import flops_per_token, parameter_counts
-from gpt_jax.train import loop
+from gpt_jax.train import loop, setup
 from gpt_jax.train.loop import FINISHED, INTERRUPTED, fit
 from gpt_jax.train.progress import Progress
 from gpt_jax.train.setup import set_up
@@ -95,9 +96,22 @@ def test_layers_below_the_first_trained_one_have_no_gradient():
     assert saved == 6 * source / 2 + 3 * 2 * 2 * SCORES * (3 / 4 + 1 / 2)
 
 
+def test_a_step_is_counted_by_the_rows_that_its_objective_makes():
+    t5 = changed(family="encoder_decoder", num_encoder_layers=2)
+    config = SimpleNamespace(model=t5, data=SimpleNamespace(seq_len=48))
+    row = {"tokens": np.zeros((1, 16)), "encoder_tokens": np.zeros((1, 40))}
+    part = SimpleNamespace(batch=lambda rows: row)
+    data = SimpleNamespace(train=SimpleNamespace(parts={"corrupted": part}))
+    mask = {name: True for name in _abstract_params(t5)}
+    flops = setup._flops_per_token(config, data, mask, None)
+    assert flops * 48 == pytest.approx(16 * flops_per_token(t5, 16, source_length=40))
+    # A teacher of the same shape runs forward alone.
+    teacher = SimpleNamespace(config=t5), None
+    assert setup._flops_per_token(config, data, mask, teacher) == pytest.approx(flops * 4 / 3)
+
+
 def _abstract_params(config):
-    init = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    return trees.flatten(nn.unbox(init)["params"])
+    return trees.flatten(jax.eval_shape(make_draw(Transformer(config), 0)))
 
 
 @pytest.mark.parametrize("part", ["", "layers_1/|head"])

@@ -122,7 +122,9 @@ def _place(op_name: str) -> str:
     kept: list[str] = []
     for part in parts:
         module, _, method = part.partition("._")
-        if re.match(r"(jit|jvp|transpose|rematted_computation|checkpoint)\b", part):
+        if re.match(
+            r"(jit|jvp|transpose|rematted_computation|checkpoint|while|body|closed_call)\b", part
+        ):
             continue
         if not method:
             kept.append(part)

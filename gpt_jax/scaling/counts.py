@@ -147,7 +147,7 @@ FLOPS_RULE = (
     "gradient of its input, 2 for its own), 4 for a frozen one, 2 where nothing trained lies "
     "before it; the head too, embeddings and norms not; scores and weighted values with the keys "
     "that are seen: half of them where attention is causal, at most the window; a row counts as "
-    "one sequence, what is recomputed does not count; a teacher 2 a weight"
+    "one sequence, padding too; what is recomputed does not count; a teacher has 2 a weight"
 )
 
 

@@ -201,7 +201,7 @@ def set_up(
     fixed = Fixed(frozen, teacher[1] if teacher else None)
     # A run that goes on longer than first planned is now this config's run.
     write_json(workdir / layout.CONFIG, config.to_dict())
-    flops = _flops_per_token(config, mask, teacher)
+    flops = _flops_per_token(config, data, mask, teacher)
     facts = {
         "data": data.description,
         "num_parameters": trees.num_elements(all_params(state, fixed)),
@@ -263,14 +263,18 @@ def _jitted(
 
 
 def _flops_per_token(
-    config: RunConfig, mask: Tree, teacher: tuple[Transformer, Tree] | None
+    config: RunConfig, data: PreparedData, mask: Tree, teacher: tuple[Transformer, Tree] | None
 ) -> float:
-    length, source = config.data.seq_len, config.tasks.source_len
+    """FLOPs of a step for one of its tokens, as the clock counts them."""
+    # An objective may make longer or shorter rows of data.seq_len tokens, or two of one.
+    row = next(iter(data.train.parts.values())).batch([0])
+    length = row["tokens"].shape[1]
+    source = row["encoder_tokens"].shape[1] if "encoder_tokens" in row else 0
     trained = {name for name, is_trained in trees.flatten(mask).items() if is_trained}
     flops = counts.flops_per_token(config.model, length, source_length=source, trained=trained)
     if teacher:  # it runs forward alone
         flops += counts.flops_per_token(teacher[0].config, length, source_length=source, trained=())
-    return flops
+    return flops * length / config.data.seq_len
 
 
 def _clock(config: RunConfig, data: PreparedData) -> tuple[Clock, int]:
