@@ -19,6 +19,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\]})] )([a-z][a-z0-9\-]*)\(")
 _CALLS = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 _WHERE = re.compile(r'op_name="([^"]*)"')
+# Parts of an op_name that are of transformations and loops, not of the model.
+_SCOPE = re.compile(r"(jit|jvp|transpose|rematted_computation|checkpoint|while|body|closed_call)\b")
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 _PRODUCTS = {"dot", "convolution", "ragged-dot"}
@@ -122,9 +124,7 @@ def _place(op_name: str) -> str:
     kept: list[str] = []
     for part in parts:
         module, _, method = part.partition("._")
-        if re.match(
-            r"(jit|jvp|transpose|rematted_computation|checkpoint|while|body|closed_call)\b", part
-        ):
+        if _SCOPE.match(part):
             continue
         if not method:
             kept.append(part)
