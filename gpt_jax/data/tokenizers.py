@@ -52,6 +52,7 @@ class Tokenizer:
         vocabulary has them, else the end-of-text token.
       mask_id: [MASK] or <mask>; None where there is none.
       special_tokens: the texts of all special tokens.
+      json: its tokenizer.json in one line.
       joinable: encoding a text line by line gives what encoding it whole gives, so long texts
         may be cut.
     """
@@ -71,8 +72,8 @@ class Tokenizer:
         added = tokenizer.get_added_tokens_decoder().values()
         self.special_tokens = tuple(token.content for token in added if token.special)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self._json = tokenizer.to_str(pretty=False)
-        self.fingerprint = hashlib.sha256(f"{eos_token}\n{self._json}".encode()).hexdigest()
+        self.json = tokenizer.to_str(pretty=False)
+        self.fingerprint = hashlib.sha256(f"{eos_token}\n{self.json}".encode()).hexdigest()
         self.joinable = self.encode("a\n") + self.encode("b") == self.encode("a\nb")
 
     def encode(self, text: str) -> list[int]:
@@ -122,6 +123,10 @@ class Tokenizer:
         """The id of a token by its own text; None where the vocabulary lacks it."""
         return self._tokenizer.token_to_id(token)
 
+    def piece(self, token_id: int) -> str | None:
+        """A token as its vocabulary spells it; None where there is no such id."""
+        return self._tokenizer.id_to_token(token_id)
+
     def token_text(self, token_id: int) -> str:
         """How a token is written alone, special ones included; for people."""
         special = self._tokenizer.get_added_tokens_decoder().get(int(token_id))
@@ -146,7 +151,7 @@ class Tokenizer:
         Summed over the targets of a batch this is the denominator of bits per byte, also for a
         part of a corpus.  None where tokens do not stand for bytes (not a byte-level tokenizer).
         """
-        if (json.loads(self._json).get("decoder") or {}).get("type") != "ByteLevel":
+        if (json.loads(self.json).get("decoder") or {}).get("type") != "ByteLevel":
             return None
         sizes = np.zeros(self.vocab_size, np.int32)
         for piece, token_id in self._tokenizer.get_vocab(with_added_tokens=False).items():

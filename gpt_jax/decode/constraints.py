@@ -181,7 +181,7 @@ def _ll_tokenizer(tokenizer: Tokenizer, eos_ids: tuple[int, ...]):
     """llguidance's view of a tokenizer: the bytes of each id. 0.2 s for 49,152 ids."""
     from llguidance import LLTokenizer
 
-    form = json.loads(tokenizer._json)
+    form = json.loads(tokenizer.json)
     if (form.get("decoder") or {}).get("type") == "Metaspace":
         # The same decoding in the parts that llguidance knows.
         space = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}

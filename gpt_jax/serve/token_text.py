@@ -34,7 +34,7 @@ class TokenTexts:
         name = self._tokenizer.token_text(token_id)
         if name in self._tokenizer.special_tokens:
             return name.encode()
-        piece = self._tokenizer._tokenizer.id_to_token(token_id)
+        piece = self._tokenizer.piece(token_id)
         if piece is None:
             return b""
         if self._is_byte_level:
