@@ -209,6 +209,9 @@ def _step(
 
 def top_of(logits_BV: Array, top: int, vocab_size: int) -> tuple[Array, Array]:
     """The most likely ids and their log-probabilities, [B, k]; never ids that only pad."""
+    if not top:
+        B = logits_BV.shape[0]
+        return jnp.zeros((B, 0), jnp.int32), jnp.zeros((B, 0), jnp.float32)
     known_BV = sampling.forbid_from(logits_BV, vocab_size)
     ids_Bk, _ = penalties.top_logprobs(known_BV, min(top, vocab_size))
     return ids_Bk, penalties.logprobs_of(logits_BV, ids_Bk)
