@@ -155,7 +155,7 @@ def inherit_model(values: dict[str, Any], workdir: Path | None = None) -> dict[s
     return {**values, "model": {**inherited, **own}}
 
 
-def load_params(spec: str, config: TransformerConfig) -> dict[str, np.ndarray]:
+def load_params(spec: str, config: TransformerConfig) -> dict[str, table.Parameter]:
     """The parameters of a Hugging Face or GGUF source, f32, by canonical path.
 
     Args:
