@@ -31,7 +31,8 @@ def opened(family, **changes):
     return OpenModel(
         name="tiny", model=model, params=params, tokenizer=tokenizer,
         prefix_ids=(257,) if family == "encoder" else (256,),
-        suffix_ids=(258,) if family == "encoder" else (), eos_ids=(256,), chat_template=None, generation={}, labels=(),
+        suffix_ids=(258,) if family == "encoder" else (), eos_ids=(256,),
+        chat_template=None, generation={}, labels=(),
     )  # fmt: skip
 
 

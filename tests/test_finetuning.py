@@ -191,7 +191,7 @@ def test_a_source_that_does_not_fit_is_refused(
 def test_what_a_config_does_not_say_is_the_sources(pretrained, base):
     given = {"model": {"dropout": 0.1}, "init": {"source": str(pretrained)}}
     values = inherit_model(given)
-    model = {**base.config.to_dict()["model"], "dropout": 0.1}
+    model = json.loads(json.dumps({**base.config.to_dict()["model"], "dropout": 0.1}))
     assert {name: model[name] for name in values["model"]} == values["model"]
     assert {"embed_dim", "vocab_size", "positions"} <= set(values["model"])
     ours = load_tokenizer(values["data"]["tokenizer"], "")
