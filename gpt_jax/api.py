@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.convert.export_run import export_run
+from gpt_jax.convert.naming import renamed
 from gpt_jax.convert.open_model import OpenModel, open_model
 from gpt_jax.data.chat_template import Messages
 from gpt_jax.data.tokenizers import Tokenizer
@@ -85,10 +86,8 @@ class Model:
 
     def __repr__(self) -> str:
         c = self.config
-        return (
-            f"{self.name}: {c.family}, {c.num_layers} layers of {c.embed_dim}, "
-            f"vocabulary {c.vocab_size}, context {c.seq_len}"
-        )
+        sizes = f"{c.num_layers} layers of {c.embed_dim}, vocabulary {c.vocab_size}"
+        return f"{self.name}: {c.family}, {sizes}, context {c.seq_len}"
 
     @property
     def name(self) -> str:
@@ -312,7 +311,8 @@ class Model:
         """
         if not self._spec:
             raise ValueError("save_pretrained: the model was not read from anywhere")
-        export_run(self._spec, folder, step=self._step, dtype=dtype)
+        with renamed({"--from": "save_pretrained", "--to": "folder", "--dtype": "dtype"}):
+            export_run(self._spec, folder, step=self._step, dtype=dtype)
 
     def _engine(self, num_texts: int) -> Engine:
         """One of its own for each call: two streams may be read in turns."""

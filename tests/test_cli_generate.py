@@ -22,7 +22,7 @@ def generate(monkeypatch, capsys):
     source = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}"
     template = ChatTemplate(source, "mine")
     model = dataclasses.replace(opened("decoder"), chat_template=template)
-    monkeypatch.setattr(open_model, "open_model", lambda spec, step=None: model)
+    monkeypatch.setattr(open_model, "open_model", lambda spec, step=None, field="": model)
 
     def run(*arguments):
         with pytest.raises(SystemExit) as stopped:
@@ -114,14 +114,15 @@ def test_the_text_may_be_held_to_a_form(generate, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--beams=2", "--prompt_lookup=2"], "beams: does not go together with lookup"),
-        (["--beams=2", "--top_k=3"], "top_k: 3 does not go together with beams"),
-        (["--suffix=x"], "suffix: this model was not trained to fill in text"),
-        (["--suffix=x", "--chat"], "suffix: does not go together with chat"),
-        (["--system=x"], "system: goes with chat alone"),
-        (["--min_tokens=9"], "min_tokens: 9 is not an integer from 0 to max_tokens 6"),
+        (["--beams=2", "--prompt_lookup=2"], "error: --beams: does not go together with lookup"),
+        (["--beams=2", "--top_k=3"], "error: --top_k: 3 does not go together with beams"),
+        (["--suffix=x"], "error: --suffix: this model was not trained to fill in text"),
+        (["--suffix=x", "--chat"], "error: --suffix: does not go together with chat"),
+        (["--system=x"], "error: --system: goes with chat alone"),
+        (["--min_tokens=9"], "error: --min_tokens: 9 is not an integer from 0 to max_tokens 6"),
+        (["--stop="], "error: --stop: ('',) is not a tuple of non-empty strings"),
         (["--json_schema=nowhere.json"], "nowhere.json"),
-        (["--prompt=" + "a" * 60], "prompt: 61 tokens are not fewer than the model's context"),
+        (["--prompt=" + "a" * 60], "error: --prompt: 61 tokens are not fewer than the model's"),
     ],
 )
 def test_mistakes(generate, arguments, told):

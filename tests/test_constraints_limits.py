@@ -65,13 +65,13 @@ def test_bad_and_hostile_schemas(name):
         try:
             constraint = json_schema_constraint(BYTES, schema)()
         except ValueError as error:
-            assert str(error).startswith("response_format.json_schema: ")
+            assert str(error).startswith("json_schema: ")
             return
         for _ in range(5):
             allowed = np.flatnonzero(constraint.allowed())
             constraint.accept(allowed[-1])
         return
-    with pytest.raises(ValueError, match=f"^response_format.json_schema: .*{message}") as error:
+    with pytest.raises(ValueError, match=f"^json_schema: .*{message}") as error:
         json_schema_constraint(BYTES, schema)
     assert len(str(error.value)) < 400
 
@@ -143,7 +143,7 @@ def test_a_schema_cannot_switch_off_json():
 def test_a_matcher_that_gives_up_ends_the_text_and_says_so(monkeypatch):
     monkeypatch.setitem(constraints._LIMITS, "max_items_in_row", 50)
     wide = {"type": "object", "properties": {f"p{i}": {} for i in range(100)}}
-    with pytest.raises(ValueError, match=r"^response_format.json_schema: .*row"):
+    with pytest.raises(ValueError, match=r"^json_schema: .*row"):
         json_schema_constraint(BYTES, wide)
     constraint = json_schema_constraint(BYTES, {"type": "array", "items": wide})()
     for char in b"[{":

@@ -59,16 +59,18 @@ def test_several_ends_and_a_template(tmp_path):
     (tmp_path / "chat" / "chat_template.jinja").write_text("{{ messages }}")
     opened = open_model(spec)
     assert opened.eos_ids == (256, 7) and opened.chat_template.source == "{{ messages }}"
-    with pytest.raises(ValueError, match=r"^--step: 3 is for run directories; 'hf:"):
+    with pytest.raises(ValueError, match=r"^step: 3 is for run directories; 'hf:"):
         open_model(spec, step=3)
-    with pytest.raises(ValueError, match=r"^init\.source: 'nowhere' is no run directory"):
+    with pytest.raises(ValueError, match=r"^spec: 'nowhere' is no run directory"):
         open_model("nowhere")
+    with pytest.raises(ValueError, match=r"^--draft: 'nowhere' is no run directory"):
+        open_model("nowhere", field="--draft")
 
 
 def test_a_gguf_says_what_ends_a_turn(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT_JAX_CACHE", str(tmp_path / "cache"))
     _, config, weights = fixture.stored("llama")
-    base = json.loads(byte_tokenizer()._json)["model"]["vocab"]
+    base = json.loads(byte_tokenizer().json)["model"]["vocab"]
     tokens = ["<|endoftext|>", "<|im_end|>", *sorted(base, key=base.get), "ab"]
     spec = write_gguf(
         tmp_path / "model.gguf", config, weights, tokenizer_model="gpt2", tokenizer_pre="gpt-2",

@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gpt_jax.convert.naming import renamed, source_names
+
+    with renamed({**source_names("--from"), "spec": "--from", "step": "--step"}):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from gpt_jax.convert.source import Source, model_values
 
     exports = arguments.to.startswith("hf:")

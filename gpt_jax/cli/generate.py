@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from gpt_jax.cli.flags import named_as_typed
 from gpt_jax.cli.sampling_options import add_sampling, sampling_params
 
 # Name -> what it does.
@@ -40,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    with named_as_typed(arguments, lookup="prompt_lookup", messages="prompt", spec="run"):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     params = sampling_params(arguments)
     schema, grammar = (
         Path(path).read_text() if path else ""
@@ -53,7 +59,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gpt_jax.parallel.startup import start
 
     start()
-    model = open_model(arguments.run, step=arguments.step)
+    model = open_model(arguments.run, step=arguments.step, field="--run")
     if arguments.int8:
         model = dataclasses.replace(model, params=quantize(model.params))
     ids, ends = prompt_of(
@@ -62,7 +68,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     forms = {"json_schema": schema, "regex": arguments.regex, "grammar": grammar}
     way = Way(
         beams=arguments.beams,
-        draft=open_model(arguments.draft) if arguments.draft else None,
+        draft=open_model(arguments.draft, field="--draft") if arguments.draft else None,
         lookup=arguments.prompt_lookup,
         constraint=constraint_of(model, ends=ends, **forms),
     )

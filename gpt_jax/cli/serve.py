@@ -7,6 +7,8 @@ curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
 
 import argparse
 
+from gpt_jax.cli.flags import named_as_typed
+
 # Field of serve.settings.Settings -> help.
 _SETTINGS = {
     "host": "address to listen at; 0.0.0.0 lets other machines in, so give --api_keys too",
@@ -60,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    with named_as_typed(arguments, **{name: flag for name, (flag, _) in _LISTS.items()}):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from gpt_jax.serve.settings import Settings
 
     lists = {name: tuple(getattr(arguments, name)) for name in _LISTS}
@@ -76,7 +83,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from gpt_jax.parallel.startup import start
 
         start()
-        opened = open_model(arguments.run, step=arguments.step)
+        opened = open_model(arguments.run, step=arguments.step, field="--run")
         if arguments.int8:
             import dataclasses
 

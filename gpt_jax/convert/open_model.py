@@ -9,6 +9,7 @@ import jax
 from etils import epath
 
 from gpt_jax.convert.merge import merge_strict
+from gpt_jax.convert.naming import renamed, source_names
 from gpt_jax.convert.placing import place
 from gpt_jax.convert.source import Source, load_params, model_values, tokenizer_path
 from gpt_jax.convert.tokenizer_files import GENERATION
@@ -65,7 +66,11 @@ class OpenModel:
 
 
 def open_model(
-    spec: str, *, step: int | None = None, mesh: jax.sharding.Mesh | None = None
+    spec: str,
+    *,
+    step: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    field: str = "spec",
 ) -> OpenModel:
     """Reads a model.
 
@@ -73,10 +78,18 @@ def open_model(
       spec: A run directory, "hf:DIR", "gguf:FILE", or a folder of Hugging Face's as it is.
       step: A run's checkpoint; None: its best or newest.
       mesh: Where the parameters go; None: all devices, along data.
+      field: What the caller calls the spec: an option, "--run", or an argument.
 
     Raises:
-      ValueError: There is no model, or one that cannot be represented.
+      ValueError: There is no model, or one that cannot be represented; the text begins with
+        `field`, or with the name of `step`.
     """
+    names = source_names(field) | {"--step": "--step" if field.startswith("--") else "step"}
+    with renamed(names):
+        return _opened(spec, step, mesh)
+
+
+def _opened(spec: str, step: int | None, mesh: jax.sharding.Mesh | None) -> OpenModel:
     if _is_hf_folder(spec):
         spec = f"hf:{spec}"
     source = Source.parse(spec)

@@ -13,8 +13,6 @@ import numpy as np
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.decode.request import Constraint
 
-# The user's field that each kind of constraint comes from.
-_FIELDS = {"json_schema": "response_format.json_schema", "regex": "regex", "grammar": "grammar"}
 # What strangers may ask for. Real schemas of tools have some 10,000 characters and 10 levels; the
 # time that llguidance takes for a regex grows as the square of its length.
 MAX_CHARS = {"json_schema": 1 << 16, "regex": 1 << 12, "grammar": 1 << 14}
@@ -94,7 +92,7 @@ def json_schema_constraint(
       ValueError: The schema is none, is too large or not supported, no token can begin it, the
         tokenizer's tokens do not stand for bytes, or llguidance is not installed.
     """
-    field = _FIELDS["json_schema"]
+    field = "json_schema"
     if not isinstance(schema, dict):
         raise ValueError(f"{field}: a {type(schema).__name__} is not a JSON schema")
     _check_depth(schema)
@@ -128,7 +126,7 @@ def grammar_constraint(
 
 
 def _factory(tokenizer, kind: str, text: str, eos_ids, vocab_size) -> ConstraintFactory:
-    field = _FIELDS[kind]
+    field = kind
     if not isinstance(text, str):
         raise ValueError(f"{field}: a {type(text).__name__} is not a string")
     if len(text) > MAX_CHARS[kind]:
@@ -231,7 +229,7 @@ def _check_depth(schema: dict) -> None:
             if isinstance(child, dict | list | tuple)
         ]
     if level:
-        raise ValueError(f"{_FIELDS['json_schema']}: nested deeper than {MAX_DEPTH} levels")
+        raise ValueError(f"json_schema: nested deeper than {MAX_DEPTH} levels")
 
 
 def _one_line(message: str) -> str:
