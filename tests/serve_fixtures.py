@@ -1,6 +1,7 @@
 """Servers for tests: a tiny model with random weights, or a script in its place, on a free port."""
 
 import contextlib
+import dataclasses
 import functools
 import socket
 import threading
@@ -164,8 +165,10 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(opened, settings=Settings(), make_engine=None):  # noqa: B008 (frozen)
+def serving(opened, settings=Settings(), make_engine=None, warm_up=False):  # noqa: B008 (frozen)
     """A server on a free port of this machine, in a thread."""
+    # What tests compile is little.
+    settings = dataclasses.replace(settings, warm_up=warm_up)
     app = make_app(opened, settings, make_engine=make_engine)
     config = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=1, ws="none",

@@ -52,7 +52,7 @@ def server():
     from gpt_jax.serve.app import make_app
     from gpt_jax.serve.settings import Settings
 
-    app = make_app(writer(), Settings())
+    app = make_app(writer(), Settings(warm_up=False))
     running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

@@ -414,7 +414,7 @@ class Slow(ScriptedEngine):
     def step(self, num_steps=None):
         time.sleep(0.05)
         return super().step(1)
-settings = Settings(port=0, drain_timeout_s=float(sys.argv[2]))
+settings = Settings(port=0, warm_up=False, drain_timeout_s=float(sys.argv[2]))
 with listen(settings) as listener:
     app = make_app(tiny_model(), settings, make_engine=lambda: Slow(lambda r, s: [65] * 400))
     print(listener.getsockname()[1], flush=True)

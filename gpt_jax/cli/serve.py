@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", type=type(default), default=default, help=f"{text} (default: {default!r})"
         )
+    told = "compile what first requests need before /health says 200"
+    parser.add_argument("--warm_up", action=argparse.BooleanOptionalAction, default=True, help=told)
     for name, (flag, text) in _LISTS.items():
         parser.add_argument(
             f"--{flag}", dest=name, action="append", default=[], metavar="TEXT", help=text
@@ -70,7 +72,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from gpt_jax.serve.settings import Settings
 
     lists = {name: tuple(getattr(arguments, name)) for name in _LISTS}
-    settings = Settings(**{name: getattr(arguments, name) for name in _SETTINGS}, **lists)
+    settings = Settings(
+        **{name: getattr(arguments, name) for name in (*_SETTINGS, "warm_up")}, **lists
+    )
     try:
         from gpt_jax.serve.app import make_app
         from gpt_jax.serve.server import Server, listen

@@ -13,8 +13,6 @@ from starlette.routing import Route
 
 from gpt_jax.convert.open_model import OpenModel
 from gpt_jax.decode.engine import Engine
-from gpt_jax.decode.request import Request as TokenRequest
-from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.serve import completions, embeddings, models, page, tokens
 from gpt_jax.serve.auth import Keys
 from gpt_jax.serve.chat import chat
@@ -24,6 +22,7 @@ from gpt_jax.serve.metrics import Metrics
 from gpt_jax.serve.runner import Runner
 from gpt_jax.serve.service import Service, writes_text
 from gpt_jax.serve.settings import Settings
+from gpt_jax.serve.warm_up import warm_up
 
 _LOG = logging.getLogger("gpt_jax.serve")
 
@@ -62,7 +61,7 @@ def make_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette):
-        runner.start(lambda engine: _warm_up(engine, opened))
+        runner.start(lambda engine: warm_up(engine, opened, settings.warm_up))
         yield
         service.close()
 
@@ -91,11 +90,14 @@ def make_app(
 
 async def health(request: Request, service: Service) -> Response:
     """200 where a request would be answered."""
-    stalled = service.runner.is_stalled(service.settings.stall_timeout_s)
-    state = "draining" if service.draining else "stalled" if stalled else "starting"
-    if service.draining or stalled or not service.runner.is_ready:
-        return JSONResponse({"status": state}, 503)
-    return JSONResponse({"status": "ok"})
+    runner = service.runner
+    if service.draining:
+        state = "draining"
+    elif not runner.is_ready:
+        state = "starting"
+    else:
+        state = "stalled" if runner.is_stalled(service.settings.stall_timeout_s) else "ok"
+    return JSONResponse({"status": state}, 200 if state == "ok" else 503)
 
 
 async def metrics(request: Request, service: Service) -> Response:
@@ -144,11 +146,3 @@ async def _wrong_method(request: Request, error: Exception) -> Response:
     said = f"Not allowed to {request.method} on {request.url.path[:200]}."
     headers = dict(getattr(error, "headers", None) or {})
     return ApiError(405, said, code="method_not_supported", headers=headers).response()
-
-
-def _warm_up(engine, opened: OpenModel) -> None:
-    """The first computation compiles."""
-    prompt = (opened.tokenizer.eos_id,)
-    engine.submit(TokenRequest(prompt, SamplingParams(max_tokens=2, ignore_eos=True)))
-    while not engine.idle:
-        engine.step(1)

@@ -71,12 +71,14 @@ async def _vectors(service: Service, ids: list[list[int]]) -> np.ndarray:
     """f32[n, D], a few at a time, so that texts that are being generated go on in between."""
     from gpt_jax.evals.embed import embed
 
-    size = max(1, _TOKENS_AT_ONCE // max(map(len, ids)))
+    # Powers of two, so that few sizes are compiled; and no more rows than there are texts.
+    size = 1 << max(1, _TOKENS_AT_ONCE // max(map(len, ids))).bit_length() - 1
     deadline = time.monotonic() + service.settings.request_timeout_s
     found = []
     for start in range(0, len(ids), size):
         part = ids[start : start + size]
-        work = functools.partial(embed, service.opened, part, batch_size=size)
+        rows = 1 << (len(part) - 1).bit_length()
+        work = functools.partial(embed, service.opened, part, batch_size=rows)
         found.append(await service.runner.call(work, max(0.0, deadline - time.monotonic())))
     return np.concatenate(found)
 

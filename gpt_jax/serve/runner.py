@@ -58,7 +58,7 @@ class Runner:
         self.stats: dict[str, int] = {}
 
     def start(self, warm_up: Callable[[Any], None]) -> None:
-        """Starts the thread; `warm_up` gets the engine before any request does."""
+        """Starts the thread; `warm_up` gets the engine, or None, before any request does."""
         self._commands.put(lambda: self._warm(warm_up))
         self._thread.start()
 
@@ -129,10 +129,9 @@ class Runner:
 
     def _warm(self, warm_up: Callable[[Any], None]) -> None:
         try:
-            if self._make_engine is not None:
-                engine = self._make_engine()
-                warm_up(engine)
-                self._engine = engine
+            engine = None if self._make_engine is None else self._make_engine()
+            warm_up(engine)
+            self._engine = engine
             self.ready = True
         except Exception:
             _LOG.exception("the model cannot be run")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import logging
 import socket
 from types import FrameType
@@ -13,6 +14,11 @@ from gpt_jax.serve.protocol import protocol_with
 from gpt_jax.serve.settings import Settings
 
 _LOG = logging.getLogger("gpt_jax.serve")
+# Our own lines go where uvicorn's go.
+_LOGGING = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+_LOGGING["loggers"]["gpt_jax.serve"] = {
+    "handlers": ["default"], "level": "INFO", "propagate": False,
+}  # fmt: skip
 # Idle connections are closed after so many seconds.
 _KEEP_ALIVE = 30
 
@@ -25,7 +31,7 @@ class Server(uvicorn.Server):
             app, host=settings.host, port=settings.port, log_level="info",
             timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=5,
             h11_max_incomplete_event_size=64 << 10, server_header=False, ws="none",
-            http=protocol_with(settings.head_timeout_s),
+            http=protocol_with(settings.head_timeout_s), log_config=_LOGGING,
         )  # fmt: skip
         super().__init__(config)
         self._service, self._settings = app.state.service, settings

@@ -17,6 +17,8 @@ class Settings:
       slots: Texts that are generated at the same time.
       max_waiting: Prompts that may wait for a slot; more are refused with 429.
       max_requests: HTTP requests that may be in work at the same time; more are refused with 429.
+      warm_up: What first requests need is compiled at the start, before /health says 200; without
+        it, when they come.
       prefill_chunk: Prompt tokens that are read between two steps of the running texts.
       prefix_cache_tokens: Tokens of earlier prompts whose keys and values are kept, of 124M's size
         73 KiB each; 0: none.
@@ -46,6 +48,7 @@ class Settings:
     slots: int = 8
     max_waiting: int = 128
     max_requests: int = 512
+    warm_up: bool = True
     prefill_chunk: int = 512
     prefix_cache_tokens: int = 4096
     max_body_bytes: int = 4 << 20
@@ -73,6 +76,8 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise ValueError(f"{name}: {value!r} is not an integer of at least {lowest}")
+        if not isinstance(self.warm_up, bool):
+            raise ValueError(f"warm_up: {self.warm_up!r} is not true or false")
         if self.port > 65535:
             raise ValueError(f"port: {self.port} is not at most 65535")
         for field in dataclasses.fields(self):
