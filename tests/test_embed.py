@@ -10,6 +10,7 @@ import pytest
 
 from gpt_jax.convert.open_model import OpenModel
 from gpt_jax.data.tokenizers import byte_tokenizer
+from gpt_jax.evals import classify
 from gpt_jax.evals.classify import class_scores
 from gpt_jax.evals.embed import embed
 from gpt_jax.models.config import TransformerConfig
@@ -102,6 +103,24 @@ def test_classes_do_not_depend_on_the_batch():
     types = np.array([[0] * 7 + [1] * 6])
     np.testing.assert_allclose(scores[4], unpadded(model, ids, token_types=types), atol=2e-6)
     assert np.abs(scores - scores[0]).max(axis=1)[1:].min() > 1e-3
+
+
+def test_a_decoder_reads_what_it_was_trained_on(monkeypatch):
+    theirs = opened("decoder", head="sequence", num_classes=3, pool="last")
+    ours = dataclasses.replace(theirs, trained_here=True)
+    read = []
+    monkeypatch.setattr(
+        classify, "_logits", lambda params, batch, model: (read.append(batch), np.zeros((1, 3)))[1]
+    )
+    for model, ids in (
+        (theirs, [256, *b"a cat", *b"a dog"]),  # what its tokenizer puts around a text
+        (ours, [257, *b"a cat", 258, *b"a dog", 258]),
+        # generation_config.json has no say in it.
+        (dataclasses.replace(ours, generation={"top_k": 3}), [257, *b"a", 258]),
+    ):
+        pair = ("a cat", "a dog") if len(ids) > 3 else ("a", "")
+        class_scores(model, [pair], batch_size=1)
+        assert read[-1]["tokens"][read[-1]["segment_ids"] > 0].tolist() == ids
 
 
 def test_a_text_that_is_too_long_has_no_class():

@@ -50,6 +50,8 @@ class OpenModel:
       labels: Names of its classes, where they have any.
       infill: How it is asked for the text before a suffix; None: it was not trained for that. A
         run says so by its objective, other models by the tokens they have.
+      trained_here: Whether it read what data.packing and tasks.encode make of texts; the others,
+        and runs that are an imported model as it was, read what their own tokenizer makes.
     """
 
     name: str
@@ -63,6 +65,7 @@ class OpenModel:
     generation: dict[str, Any]
     labels: tuple[str, ...]
     infill: InfillTokens | None = None
+    trained_here: bool = False
 
 
 def open_model(
@@ -146,7 +149,7 @@ def _open_run(path, step: int | None, mesh) -> OpenModel:
         name=run.workdir.name, model=run.model, params=run.params, tokenizer=tokenizer,
         prefix_ids=prefix, suffix_ids=suffix, eos_ids=_eos_ids(generation, tokenizer),
         chat_template=_template(run.workdir), generation=generation, labels=_labels(run.config),
-        infill=infill_tokens(run.config, tokenizer, imported),
+        infill=infill_tokens(run.config, tokenizer, imported), trained_here=not imported,
     )  # fmt: skip
 
 

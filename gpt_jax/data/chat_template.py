@@ -24,6 +24,8 @@ _CHATML = (
 )
 # A template may print the date.  Training data must not change from day to day.
 _TRAINING_TIME = datetime.datetime(2025, 1, 1)
+# Tokens that end a turn where a template writes them; a model's own list of ends may lack them.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 _TOKEN_VARIABLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 # Unicode keeps these two from ever being characters; they mark the borders of a span.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -102,6 +104,12 @@ class ChatTemplate:
     def fits(self, tokenizer) -> bool:
         """Whether the tokenizer has the tokens that mark its turns."""
         return all(tokenizer.token_id(token) is not None for token in self.required)
+
+    def turn_ends(self, tokenizer) -> tuple[int, ...]:
+        """Ids that end the assistant's turn, beside the model's own."""
+        written = (token for token in _TURN_ENDS if token in self.source)
+        ids = (tokenizer.token_id(token) for token in written)
+        return tuple(i for i in ids if i is not None)
 
     def save(self, folder) -> None:
         """Writes the two files from which `load` and Hugging Face's libraries read it back."""

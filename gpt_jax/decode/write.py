@@ -31,9 +31,6 @@ _OF_BEAMS = (
     "no_repeat_ngram", "stop_ids", "ignore_eos",
 )  # fmt: skip
 
-# Tokens that end a turn where a template writes them; a model's own list of ends may lack them.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
-
 
 class Prompted(Writer, Protocol):
     """What has words for a prompt: an OpenModel."""
@@ -208,10 +205,8 @@ def chat_prompt(target: Prompted, messages: Messages) -> tuple[list[int], tuple[
       ValueError: The model has no chat template, or a message is none or spells a special token.
     """
     template = template_of(target)
-    written = (token for token in _TURN_ENDS if token in template.source)
-    ends = (target.tokenizer.token_id(token) for token in written)
     ids = encode_prompt(messages, target.tokenizer, template)
-    return ids, tuple(end for end in ends if end is not None)
+    return ids, template.turn_ends(target.tokenizer)
 
 
 def template_of(target: Prompted) -> ChatTemplate:

@@ -124,9 +124,9 @@ def class_scores(
 
 
 def _record(opened: OpenModel, text: str, pair: str, room: int) -> Record:
-    """What the model reads; a decoder of Hugging Face's what its own tokenizer makes."""
+    """What the model reads; a decoder of others what its own tokenizer makes."""
     config = opened.model.config
-    if config.family == "encoder" or not opened.generation:
+    if config.family == "encoder" or opened.trained_here:
         asked = Formatted(prompt=text, target="", text=text, pair=pair)
         return encode_inputs(asked, opened.tokenizer, config, room)
     ids = opened.tokenizer.encode(text) + opened.tokenizer.encode(pair)

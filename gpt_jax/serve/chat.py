@@ -167,20 +167,24 @@ def _request(service: Service, body: ChatRequest) -> Request:
     params = sampling.sampling_params(
         service, body, max_tokens=limit, n=body.n or 1,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
-        more_stop_ids=chat_prompt.turn_ends(service, chat_prompt.template_of(service)),
+        more_stop_ids=_turn_ends(service),
     )  # fmt: skip
     return Request(ids, params, _constraint(service, body))
 
 
 def _constraint(service: Service, body: ChatRequest) -> Callable[[], Constraint] | None:
     """What the answer must be like: a form, or a call of a tool."""
-    ends = chat_prompt.turn_ends(service, chat_prompt.template_of(service))
+    ends = _turn_ends(service)
     make = sampling.constraint(service, body, ends)
     if body.tool_choice in (None, "none", "auto"):
         return make
     if make is not None:
         raise bad_request("tool_choice", "a call and a form of the answer cannot both be forced")
     return sampling.compiled(service, "tool_choice", forced_grammar(_callable(body)), ends)
+
+
+def _turn_ends(service: Service) -> tuple[int, ...]:
+    return chat_prompt.template_of(service).turn_ends(service.opened.tokenizer)
 
 
 def _callable(body: ChatRequest) -> list[Function]:

@@ -13,8 +13,6 @@ from gpt_jax.serve.message_schemas import Message, Tool
 from gpt_jax.serve.service import Service
 
 _Value = TypeVar("_Value")
-# Tokens that end a turn, if a template writes them; a model's own list of ends may lack them.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|eot|>")
 
 
 def template_of(service: Service) -> ChatTemplate:
@@ -32,14 +30,6 @@ def template_of(service: Service) -> ChatTemplate:
             "no_chat_template",
         )
     return template
-
-
-def turn_ends(service: Service, template: ChatTemplate) -> tuple[int, ...]:
-    """Ids that end the assistant's turn, beside the model's own."""
-    tokenizer = service.opened.tokenizer
-    written = (token for token in _TURN_ENDS if token in template.source)
-    ids = (tokenizer.token_id(token) for token in written)
-    return tuple(i for i in ids if i is not None)
 
 
 def prompt_ids(
