@@ -67,16 +67,14 @@ def main() -> None:
         })  # fmt: skip
     peers = [row["peak_mib"]["median"] for row in rows if row["case"] == "peer"]
     print(f"{rows[0]['parameters']:,} parameters, batch {shape.B} of {shape.T}")
-    print(
-        "case   dtype     peak MiB  made MiB  before MiB  step's bytes/parameter  of peer's least"
-    )
+    print("case   dtype     peak MiB  made MiB  before MiB  bytes/parameter  of peer's least")
     for row in rows:
         row["to_peer"] = row["peak_mib"]["median"] / min(peers) if peers else None
         to_peer = f"{row['to_peer']:.2f}" if peers else ""
         print(
             f"{row['case']:6} {row['dtype']:8} {row['peak_mib']['median']:9.0f} "
-            f"{row['made_mib']['median']:9.0f} {row['before_mib']['median']:11.0f} {row['bytes_per_parameter']['median']:23.1f} "
-            f"{to_peer:>16}"
+            f"{row['made_mib']['median']:9.0f} {row['before_mib']['median']:11.0f} "
+            f"{row['bytes_per_parameter']['median']:16.1f} {to_peer:>16}"
         )
     result = {"machine": machine("jax", "jaxlib", *PEERS), "shape": dataclasses.asdict(shape)}
     write(args.out, result | {"rows": rows})
