@@ -5,6 +5,7 @@ import json
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jinja2
 import numpy as np
 import pytest
 
@@ -277,6 +278,43 @@ def test_a_template_that_fails_is_one_line_with_file_and_row(source, reason, tok
     text = str(error.value)
     start = "tasks.template: t.jinja: rows.jsonl:3: messages: template says: "
     assert text.startswith(start) and reason in text and "\n" not in text
+
+
+_DOUBLED = "{% set n = namespace(x='aa') %}{% for i in range(99) %}STEP{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "{% set n.x = n.x + n.x %}", "{% set n.x = n.x ~ n.x %}", "{% set n.x = n.x * 2 %}",
+        "{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}",
+        "{% macro m() %}{{ n.x }}{{ n.x }}{% endmacro %}{% set n.x = m() %}",
+        "{% set n.x = n.x.replace('a', 'aa') %}", "{% set n.x = n.x | replace('a', 'aa') %}",
+        "{% set n.x = ''.join([n.x, n.x]) %}", "{% set n.x = [n.x, n.x] | join %}",
+        "{% set n.x = '%s%s' % (n.x, n.x) %}", "{% set n.x = '%s%s' | format(n.x, n.x) %}",
+        "{% set n.x = '{0}{0}'.format(n.x) %}", "{% set n.x = [n.x, n.x] | string %}",
+        "{% set n.x = [n.x, n.x] | tojson %}", "{{ 'a' * 10**9 }}", "{{ 10 ** (10 ** 8) }}",
+        "{{ '%999999999d' % 1 }}", "{{ '%*d' % (10 ** 9, 1) }}", "{{ '{:>{}}'.format(1, 10**9) }}",
+        "{{ 'a'.ljust(10 ** 9) }}", "{{ 'a'.encode() * 10 ** 9 }}", "{{ 'a' | indent(10 ** 9) }}",
+        "{{ [1] | tojson(indent=10 ** 9) }}", "{{ (1).to_bytes(10 ** 9) }}",
+    ],
+)  # fmt: skip
+def test_a_template_cannot_fill_the_memory(step):
+    """Each ends in a moment; what they ask for would take gigabytes or hours."""
+    with pytest.raises(ValueError, match=r"it would make|cannot hold|is unsafe"):
+        ChatTemplate(_DOUBLED.replace("STEP", step), "mine").render([])
+
+
+def test_what_templates_do_is_what_jinja_does():
+    source = (
+        "{{ 'a' * 3 }}{{ '%s=%d' % ('x', 1) }}{{ '{:>3}'.format(1) }}{{ 'a' + 'b' ~ 1 ~ none }}"
+        "{{ ['a', 'b'] | join(', ') }}{{ 'aab'.replace('a', 'c') }}{{ 2 ** 10 }}{{ 2 ** -1 }}"
+        "{{ 'a\nb' | indent(2) }}{{ '%s' | format(7) }}{{ {'a': [1]} | tojson(indent=1) }}"
+        "{% set x %}<{{ 1 }}>{% endset %}{{ x ~ x }}{{ 5 | string }}{{ ' a b'.strip().split() }}"
+    )
+    plain = jinja2.Environment()
+    plain.filters["tojson"] = json.dumps
+    assert ChatTemplate(source, "mine").render([]) == plain.from_string(source).render()
 
 
 def test_a_template_with_a_wrong_tag_names_the_line():
