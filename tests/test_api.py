@@ -249,6 +249,8 @@ def test_a_text_may_be_held_to_a_form_or_fill_a_gap():
     assert m.complete("x", regex="(yes|no)", **how) in ("yes", "no")
     with pytest.raises(ValueError, match="json_schema: does not go together with regex"):
         m.complete("x", json_schema=schema, regex="a")
+    with pytest.raises(ValueError, match="ignore_eos: a text that is held to a form must end"):
+        m.complete("x", regex="a", ignore_eos=True)
     with pytest.raises(ValueError, match="suffix: this model was not trained"):
         m.complete("x", suffix="y")
     # The ids of a model that was: prefix, prompt, suffix, its text, middle.

@@ -154,6 +154,14 @@ def test_a_matcher_that_gives_up_ends_the_text_and_says_so(monkeypatch):
         assert constraint.failure
 
 
+def test_a_text_that_ended_before_it_was_complete_was_cut():
+    make = json_schema_constraint(BYTES, {"type": "array", "items": {"const": 1}})
+    end = BYTES.eos_id
+    assert constraints.end_reason(make, [*b"[1,1]", end]) == "stop"
+    assert constraints.end_reason(make, [*b"[1,1", end]) == "length"
+    assert constraints.end_reason(None, [*b"[1", end]) == "stop"
+
+
 def test_without_llguidance_the_extra_is_named(monkeypatch):
     real = builtins.__import__
 

@@ -61,7 +61,15 @@ def test_offsets_of_prompts():
 def pieces_of(*parts):
     """Pieces of one text: (text, ids, finish_reason, by_string)."""
     return [
-        Piece(0, 0, text, tuple(Token(i, -1.0) for i in ids), reason, by_string)
+        Piece(
+            0,
+            0,
+            text,
+            tuple(Token(i, -1.0) for i in ids),
+            reason,
+            by_string,
+            by_id=reason == "stop" and not by_string,
+        )
         for text, ids, reason, by_string in parts
     ]
 

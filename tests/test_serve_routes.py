@@ -147,6 +147,16 @@ def test_the_context_is_full_to_the_last_token(served):
     assert asked(served).params.max_tokens == 2
 
 
+def test_a_text_that_gave_up_its_form_is_said_to_be_cut(served):
+    # The script takes no notice of forms, as a matcher that reaches a limit does not.
+    ask = {"max_tokens": 100, "logprobs": 0}
+    (cut,) = complete(served, guided_regex="[a-z]{9}", **ask)["choices"]
+    (whole,) = complete(served, guided_regex="(?s).*", **ask)["choices"]
+    assert (cut["finish_reason"], whole["finish_reason"]) == ("length", "stop")
+    # The id that ended it is no part of the text either way.
+    assert cut["logprobs"] == whole["logprobs"] and cut["text"] == whole["text"]
+
+
 def test_stop_strings_are_no_part_of_the_text(served):
     for stop in ("STOP", ["x", "STOP"]):
         answer = complete(served, stop=stop, max_tokens=100, logprobs=1)
@@ -264,6 +274,7 @@ def test_seeds(served):
         ({"stop_token_ids": [300]}, ("stop_token_ids", None)),
         ({"suffix": "b"}, ("suffix", None)),
         ({"guided_regex": "("}, ("guided_regex", None)),
+        ({"guided_regex": "a", "ignore_eos": True}, ("ignore_eos", None)),
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, ("guided_regex", None)),
         ({"guided_grammar": "x"}, ("guided_grammar", None)),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema":

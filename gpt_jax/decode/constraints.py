@@ -69,7 +69,24 @@ class MaskConstraint:
     def accept(self, token_id: int) -> None:
         """Goes on by a token that was allowed."""
         if not self.failure and not self._matcher.consume_token(int(token_id)):
-            self.failure = self._matcher.get_error()
+            self.failure = self._matcher.get_error() or "the token is not allowed"
+
+
+def end_reason(make: ConstraintFactory | None, ids: Sequence[int]) -> str:
+    """Why a text ended at an id that ends texts: "stop", or "length" where it is not complete.
+
+    A matcher that gives up at one of its limits lets a text end; who reads it must be told.
+
+    Args:
+      make: What the text was held to; None: nothing.
+      ids: All of it, with the one that ended it.
+    """
+    if make is None:
+        return "stop"
+    constraint = make()
+    for token_id in ids:
+        constraint.accept(token_id)
+    return "length" if getattr(constraint, "failure", "") else "stop"
 
 
 def json_schema_constraint(

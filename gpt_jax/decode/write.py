@@ -10,6 +10,7 @@ from gpt_jax.data.chat_template import CHATML, ChatTemplate, Messages
 from gpt_jax.data.infill_tokens import InfillTokens
 from gpt_jax.decode.constraints import (
     ConstraintFactory,
+    end_reason,
     grammar_constraint,
     json_schema_constraint,
     regex_constraint,
@@ -119,6 +120,8 @@ def write(
         return iter(_by_beams(target, ids, params, way.beams))
     if way.draft is not None or way.lookup:
         return iter(_by_drafts(target, ids, params, way))
+    if way.constraint is not None and params.ignore_eos:
+        raise ValueError("ignore_eos: a text that is held to a form must end")
     engine = Engine(
         target.model, target.params, vocab_size=target.tokenizer.vocab_size,
         eos_ids=target.eos_ids, max_slots=min(params.n, MAX_SLOTS),
@@ -239,6 +242,9 @@ def _by_engine(engine, job, texts: list[TextStream], num_steps: int | None) -> I
             new = stream.put(output.tokens, output.finish_reason)
             if stream.finish_reason and not output.finish_reason:
                 engine.end(job, output.sample)
+            if output.finish_reason == "stop":
+                ids = [token.id for token in stream.tokens]
+                stream.finish_reason = end_reason(job.request.constraint, ids)
             yield Written(output.sample, new, tuple(stream.tokens[known:]), stream.finish_reason)
 
 

@@ -180,7 +180,8 @@ def _constraint(service: Service, body: ChatRequest) -> Callable[[], Constraint]
         return make
     if make is not None:
         raise bad_request("tool_choice", "a call and a form of the answer cannot both be forced")
-    return sampling.compiled(service, "tool_choice", forced_grammar(_callable(body)), ends)
+    grammar = forced_grammar(_callable(body))
+    return sampling.compiled(service, "tool_choice", grammar, ends, bool(body.ignore_eos))
 
 
 def _turn_ends(service: Service) -> tuple[int, ...]:

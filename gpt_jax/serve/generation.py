@@ -17,6 +17,7 @@ class Piece(NamedTuple):
       tokens: What was generated since the piece before; their text may still be held back.
       finish_reason: None, or in the text's last piece why it ended.
       by_string: It ended before a stop string; tokens of that are among `tokens`.
+      by_id: The last token ended it and is no part of the text.
     """
 
     prompt: int
@@ -25,6 +26,7 @@ class Piece(NamedTuple):
     tokens: tuple[Token, ...]
     finish_reason: str | None
     by_string: bool = False
+    by_id: bool = False
 
 
 class Prompted(NamedTuple):

@@ -40,8 +40,8 @@ class Aligner:
             self._waiting.append(Placed(token, self._end))
             self._end += len(self._streamer.put(token.id))
         self._text_end += len(piece.text)
-        if piece.finish_reason == "stop" and not piece.by_string and self._waiting:
-            self._waiting.pop()  # the id that ended the text is no part of it
+        if piece.by_id and self._waiting:
+            self._waiting.pop()
         released = []
         ended = piece.finish_reason is not None and not piece.by_string
         while self._waiting and (ended or self._waiting[0].offset < self._text_end):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gpt_jax.decode.constraints import end_reason
 from gpt_jax.decode.engine import QueueFull
 from gpt_jax.decode.text import TextStream
 from gpt_jax.serve.errors import ApiError, from_value_error, internal, too_long, too_many
@@ -227,8 +228,11 @@ class Runner:
         if ended_early:
             self._engine.end(running.job, output.sample)
         end_ids = running.generation.prompted.end_ids
-        ended_by_id = bool(tokens) and tokens[-1].id in end_ids
-        by_string = stream.finish_reason == "stop" and not ended_by_id
+        by_id = bool(tokens) and tokens[-1].id in end_ids
+        by_string = stream.finish_reason == "stop" and not by_id
+        if output.finish_reason == "stop" and not by_string:
+            ids = [token.id for token in stream.tokens]
+            stream.finish_reason = end_reason(running.job.request.constraint, ids)
         self._observe(running, output.sample, len(tokens), stream.finish_reason)
         if stream.finish_reason is not None:
             running.left -= 1
@@ -237,7 +241,7 @@ class Runner:
         if not (text or tokens or stream.finish_reason):
             return []
         return [Piece(
-            running.prompt, output.sample, text, tokens, stream.finish_reason, by_string
+            running.prompt, output.sample, text, tokens, stream.finish_reason, by_string, by_id
         )]  # fmt: skip
 
     def _observe(self, running: _Running, sample: int, count: int, reason: str | None) -> None:

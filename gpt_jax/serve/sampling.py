@@ -151,11 +151,11 @@ def constraint(
     if field == "response_format":
         schema = form.json_schema.schema_ if form.json_schema is not None else None
         value = {"type": "object"} if schema is None else schema
-    return compiled(service, field, value, more_stop_ids)
+    return compiled(service, field, value, more_stop_ids, bool(body.ignore_eos))
 
 
 def compiled(
-    service: Service, field: str, value, more_stop_ids: tuple[int, ...] = ()
+    service: Service, field: str, value, more_stop_ids: tuple[int, ...], ignores_eos: bool
 ) -> Callable[[], Constraint]:
     """A constraint by the field that asks for it.
 
@@ -164,6 +164,8 @@ def compiled(
     """
     from gpt_jax.decode import constraints
 
+    if ignores_eos:
+        raise bad_request("ignore_eos", f"cannot be given together with {field}")
     makers = {
         "response_format": constraints.json_schema_constraint,
         "guided_regex": constraints.regex_constraint,
