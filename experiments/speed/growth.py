@@ -8,6 +8,9 @@ GPT-2's architecture in bfloat16 (train_libraries.py). A sweep changes one numbe
 does too, so that a step always has as many tokens. The peer is measured at both ends of each sweep
 (not with --ours). All points of a sweep run by turns.
 
+Time is the wall's, or with --clock=processor that of all threads, which other work on the machine
+changes less (waiting threads that spin count too).
+
 Fits, to medians: against length and vocabulary a line, by least squares of relative errors, where
 attention's formula is time a token = a + b T; against width and depth the exponent of time over
 FLOPs (counts.FLOPS_RULE) beyond the smallest size: 1 is time that grows as FLOPs do; against batch
@@ -85,25 +88,28 @@ def in_words(name: str, found: dict[str, float]) -> str:
 
 def measure(workers: dict[str, Worker], shapes: list[Shape], letter: str, args) -> list[dict]:
     """Rows of a sweep: ours at each point, the peer's at the ends."""
-    cases = [("ours", shape) for shape in shapes]
+    cases: list = [("ours", shape) for shape in shapes]
     if "peer" in workers:
         cases += [("peer", shape) for shape in (shapes[0], shapes[-1])]
 
-    def run(case) -> list[float]:
+    def run(case) -> list[tuple[float, float]]:
         who, shape = case
         job = {"shape": dataclasses.asdict(shape), "dtype": args.dtype, "steps": args.steps}
-        return workers[who].run(do="steps", **job)["seconds"]
+        done = workers[who].run(do="steps", **job, warmup=2)
+        return list(zip(done["seconds"], done["processor"], strict=True))
 
     times = alternating(cases, run, args.rounds)
     for worker in workers.values():
         worker.run(do="forget")
     rows = []
-    for (who, shape), seconds in times.items():
-        median, tokens = statistics.median(seconds), shape.B * shape.T
+    for (who, shape), figures in times.items():
+        wall, processor = (statistics.median(values) for values in zip(*figures, strict=True))
+        chosen, tokens = {"wall": wall, "processor": processor}[args.clock], shape.B * shape.T
         rows.append({
             "library": who, "value": getattr(shape, letter), "tokens": tokens,
-            "flops": shape.flops(), "ms": 1e3 * median, "min_ms": 1e3 * min(seconds),
-            "ns_token": 1e9 * median / tokens, "gflops_per_second": shape.flops() / median / 1e9,
+            "flops": shape.flops(), "wall_ms": 1e3 * wall, "processor_ms": 1e3 * processor,
+            "ms": 1e3 * chosen, "ns_token": 1e9 * chosen / tokens,
+            "gflops_per_second": shape.flops() / wall / 1e9,
         })  # fmt: skip
     return rows
 
@@ -137,7 +143,7 @@ def draw(result: dict, path: Path) -> None:
         axes.set(xlabel=name, title=found["in_words"])
         axes.title.set_size(7)
         axes.grid(alpha=0.3, which="both")
-    panels[0][0].set_ylabel("microseconds a token of a training step")
+    panels[0][0].set_ylabel(f"microseconds ({result['clock']}) a token of a training step")
     panels[0][0].legend(fontsize=8)
     figure.savefig(path)
     plt.close(figure)
@@ -148,6 +154,7 @@ def main() -> None:
     parser.add_argument("--sweeps", default=",".join(SWEEPS), help="of " + ",".join(SWEEPS))
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--clock", default="wall", choices=("wall", "processor"))
     parser.add_argument("--ours", action="store_true", help="leave the peer out")
     args = parser.parse_args()
     names = args.sweeps.split(",")
@@ -156,13 +163,17 @@ def main() -> None:
     packages = ("jax", "jaxlib") if args.ours else ("jax", "jaxlib", *PEERS)
     require(*packages)
 
-    result = {"machine": machine(*packages), "dtype": args.dtype, "sweeps": {}}
+    result = {"machine": machine(*packages), "dtype": args.dtype}
+    result |= {"clock": args.clock, "sweeps": {}}
     result["base"] = dataclasses.asdict(BASE)
     libraries = ("ours",) if args.ours else ("ours", "peer")
     workers = {who: Worker("train_libraries.py", who) for who in libraries}
     roof = workers["ours"].run(do="roof", dtype=args.dtype)
     print(f"roof: {args.dtype} {roof / 1e9:.0f} GF/s")
-    print("sweep       value library       ms   us/token  MFLOP/token     GF/s  of roof")
+    print(f"us/token and fits: {args.clock}")
+    print(
+        "sweep       value library  wall ms  processor ms   us/token  MFLOP/token     GF/s  of roof"
+    )
     for name in names:
         letter, values = SWEEPS[name]
         shapes = sweep(letter, values[:3] if args.debug else values)
@@ -170,9 +181,10 @@ def main() -> None:
         for row in rows:
             row["share_of_roof"] = row["gflops_per_second"] * 1e9 / roof
             print(
-                f"{name:10} {row['value']:6} {row['library']:7} {row['ms']:8.1f} "
-                f"{row['ns_token'] / 1e3:10.1f} {row['flops'] / row['tokens'] / 1e6:12.2f} "
-                f"{row['gflops_per_second']:8.0f} {row['share_of_roof']:8.2f}"
+                f"{name:10} {row['value']:6} {row['library']:7} {row['wall_ms']:8.1f} "
+                f"{row['processor_ms']:13.1f} {row['ns_token'] / 1e3:10.1f} "
+                f"{row['flops'] / row['tokens'] / 1e6:12.2f} {row['gflops_per_second']:8.0f} "
+                f"{row['share_of_roof']:8.2f}"
             )
         found = fit(name, [row for row in rows if row["library"] == "ours"])
         words = in_words(name, found)
