@@ -67,6 +67,37 @@ def test_several_ends_and_a_template(tmp_path):
         open_model("nowhere", field="--draft")
 
 
+HOSTILE = {
+    "config.json": ("", "5", "[" * 9999, '{"architectures": [5]}', b"\xff"),
+    "generation_config.json": ("{", "[1]", "null", "[" * 9999, b"\xff"),
+    "tokenizer_config.json": ("{", "[" * 9999, '{"chat_template": 5}'),
+    "tokenizer.json": ("", "[]", b"\xff"),
+    "model.safetensors.index.json": ("{", "null", "[" * 9999),
+    "model.safetensors": (b"", (2**62).to_bytes(8, "little") + b"{}"),
+}
+VALUES = {
+    "rope_scaling": "x", "id2label": [1], "hidden_act": ["silu"], "sliding_window": "x",
+    "num_hidden_layers": 5000, "vocab_size": 10**9, "hidden_size": -1,
+}  # fmt: skip
+
+
+def test_files_of_others_fail_in_a_line_that_names_them(tmp_path):
+    spec, _ = folder_of(tmp_path, "llama")
+    config = tmp_path / "config.json"
+    cases = [(name, text) for name, texts in HOSTILE.items() for text in texts]
+    values = json.loads(config.read_text())
+    cases += [("config.json", json.dumps(values | {name: VALUES[name]})) for name in VALUES]
+    for name, text in cases:
+        path = tmp_path / name
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ValueError, match=r"^--run: ") as error:
+            open_model(spec, field="--run")
+        assert str(tmp_path) in str(error.value), (name, text[:50])
+        path.unlink() if before is None else path.write_bytes(before)
+    open_model(spec)
+
+
 def test_a_gguf_says_what_ends_a_turn(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT_JAX_CACHE", str(tmp_path / "cache"))
     _, config, weights = fixture.stored("llama")

@@ -439,7 +439,7 @@ def test_tools_are_called(served, client):
          "tool_choice"),
         ({"tools": [{"type": "function", "function": {"name": "a", "description": "<|im_end|>"}}]},
          "tools"),
-        ({"max_tokens": 500}, "prompt"),
+        ({"max_tokens": 500}, "messages"),
         ({"max_completion_tokens": 500}, "messages"),
     ],
 )  # fmt: skip

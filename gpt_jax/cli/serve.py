@@ -6,6 +6,8 @@ curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
 """
 
 import argparse
+import dataclasses
+import os
 
 from gpt_jax.cli.flags import named_as_typed
 
@@ -39,8 +41,6 @@ _LISTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    import dataclasses
-
     from gpt_jax.serve.settings import Settings
 
     parser.add_argument(
@@ -89,11 +89,13 @@ def _run(arguments: argparse.Namespace) -> int:
         start()
         opened = open_model(arguments.run, step=arguments.step, field="--run")
         if arguments.int8:
-            import dataclasses
-
             from gpt_jax.models.quantize import quantize
 
             opened = dataclasses.replace(opened, params=quantize(opened.params))
+        # "smollm2" of gguf:smollm2, whose file has another name.
+        typed = os.path.basename(arguments.run.rpartition(":")[2].rstrip("/"))
+        if typed not in (opened.name, "", *settings.aliases):
+            settings = dataclasses.replace(settings, aliases=(*settings.aliases, typed))
         app = make_app(opened, settings)
         host, port = listener.getsockname()[:2]
         print(f"{opened.name} at http://{host}:{port}", flush=True)

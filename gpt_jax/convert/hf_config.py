@@ -1,10 +1,11 @@
 """A config.json of Hugging Face, in the spellings of transformers 4 and 5.  Starts no JAX."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from gpt_jax.convert.json_files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +95,4 @@ def read_hf_config(folder: Path) -> HFConfig:
             f"init.source: 'hf:{folder}' is no folder with a config.json; give a folder that "
             "holds config.json and model.safetensors (nothing is downloaded)"
         )
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"init.source: {path} is no JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"init.source: {path} holds no JSON object")
-    return HFConfig(values, str(path))
+    return HFConfig(read_json(path), str(path))

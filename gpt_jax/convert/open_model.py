@@ -1,13 +1,12 @@
 """A model to use, wherever it is from: a run directory, a folder of Hugging Face's, a GGUF file."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 
+from gpt_jax.convert.json_files import read_json
 from gpt_jax.convert.merge import merge_strict
 from gpt_jax.convert.naming import renamed, source_names
 from gpt_jax.convert.placing import place
@@ -103,8 +102,9 @@ def _opened(spec: str, step: int | None, mesh: jax.sharding.Mesh | None) -> Open
     config = TransformerConfig(**model_values(spec))
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     model = Transformer(config, mesh.devices.flat[0].platform)
+    loaded = load_params(spec, config)  # the first: it tells a config that is not the tensors'
     like = abstract_on_mesh(model, mesh)
-    loaded, target = load_params(spec, config), canonical.stacked_target(like)
+    target = canonical.stacked_target(like)
     # A bare BERT has a pooler, which only its head for classes reads.
     has_pooler = any(name.startswith("pooler/") for name in loaded)
     unread = ("^pooler/",) if config.head == "none" and has_pooler else ()
@@ -114,29 +114,31 @@ def _opened(spec: str, step: int | None, mesh: jax.sharding.Mesh | None) -> Open
     path = tokenizer_path(spec, cache_dir())
     tokenizer = load_tokenizer(path)
     folder = source.path if source.kind == "hf" else Path(path).parent
-    own, generation = _json(folder / "config.json"), generation_values(folder)
+    own, generation = read_json(folder / "config.json"), generation_values(folder)
     labels = own.get("id2label") or {}
+    if not (isinstance(labels, dict) and all(str(key).isdecimal() for key in labels)):
+        raise ValueError(f"init.source: {folder}/config.json: id2label has no numbers and names")
     prefix, suffix = tokenizer.added_ids()
     return OpenModel(
         name=source.path.name, model=model, params=params, tokenizer=tokenizer,
         prefix_ids=prefix, suffix_ids=suffix, eos_ids=_eos_ids(generation, tokenizer),
         chat_template=_template(folder), generation=generation,
-        labels=tuple(labels[key] for key in sorted(labels, key=int)),
+        labels=tuple(str(labels[key]) for key in sorted(labels, key=int)),
         infill=known_infill_tokens(tokenizer.token_id) if config.family == "decoder" else None,
     )  # fmt: skip
 
 
 def generation_values(folder: Path) -> dict[str, Any]:
     """generation_config.json of a folder, with what older ones say of it in config.json."""
-    own = _json(folder / "config.json")
-    return {**{k: own[k] for k in SPECIAL_IDS if k in own}, **_json(folder / GENERATION)}
+    own = read_json(folder / "config.json")
+    return {**{k: own[k] for k in SPECIAL_IDS if k in own}, **read_json(folder / GENERATION)}
 
 
 def _open_run(path, step: int | None, mesh) -> OpenModel:
     run = open_run(path, step, mesh=mesh)
     config, tokenizer = run.model.config, run.tokenizer
     imported = run.step == 0 and run.config.init.source.startswith(("hf:", "gguf:"))
-    generation = _json(run.workdir / GENERATION) if imported else {}
+    generation = read_json(run.workdir / GENERATION) if imported else {}
     # What data.packing and tasks.encode put around a text.
     prefix, suffix = {
         "decoder": ((tokenizer.eos_id,), ()),
@@ -184,7 +186,7 @@ def _labels(config: RunConfig) -> tuple[str, ...]:
 
 def _is_hf_folder(spec: str) -> bool:
     config = Path(spec).expanduser() / "config.json"
-    return config.is_file() and "model" not in _json(config)
+    return config.is_file() and "model" not in read_json(config)
 
 
 def _template(folder) -> ChatTemplate | None:
@@ -198,7 +200,3 @@ def _eos_ids(generation: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...
     # Configs may hold ids of another vocabulary: a class's defaults.
     known = [i for i in ids if isinstance(i, int) and 0 <= i < tokenizer.vocab_size]
     return tuple(known) or (tokenizer.eos_id,)
-
-
-def _json(path: Path | epath.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}

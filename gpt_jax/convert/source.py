@@ -19,6 +19,7 @@ from gpt_jax.convert.gemma import GEMMA, GEMMA2, GEMMA3
 from gpt_jax.convert.gguf_file import GGUF, LLAMA_GGUF
 from gpt_jax.convert.gpt2 import GPT2
 from gpt_jax.convert.hf_config import HFConfig, read_hf_config
+from gpt_jax.convert.json_files import read_json
 from gpt_jax.convert.llama import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from gpt_jax.convert.t5 import T5, T5_ENCODER
 from gpt_jax.convert.tensors import Renamed, SafeTensors
@@ -91,7 +92,7 @@ class Source:
             raise ValueError(
                 f"init.source: {spec!r} is no run directory; give one, hf:DIR or gguf:FILE"
             )
-        if "model" not in json.loads((folder / "config.json").read_text()):
+        if "model" not in read_json(folder / "config.json"):
             raise ValueError(
                 f"init.source: {spec!r} is no run directory; for a folder of Hugging Face's "
                 f"write 'hf:{spec}'"
@@ -212,8 +213,12 @@ def _open(source: Source) -> tuple[table.Family, Renamed, dict[str, Any]]:
         config = read_hf_config(source.path)
         config.need("quantization_config", None)
         family, tensors = _family(config), SafeTensors(source.path)
-    renamed = table.named_as_in_table(family, config, tensors)
-    return family, renamed, table.model_values(family, config, renamed)
+    try:
+        renamed = table.named_as_in_table(family, config, tensors)
+        return family, renamed, table.model_values(family, config, renamed)
+    except (AttributeError, TypeError, LookupError, ArithmeticError) as error:
+        told = f"a value is of a kind that it cannot be: {error}"
+        raise ValueError(f"init.source: {config.where}: {told}") from error
 
 
 # To go through the metadata takes seconds: every token is a field.

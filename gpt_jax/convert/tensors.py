@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from gpt_jax.convert.json_files import read_json
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # What we write: name -> (safetensors' name, numpy's).
 DTYPES = {
@@ -135,7 +137,7 @@ def _single_file(folder: Path) -> Path:
 
 def _weight_map(index: Path) -> dict[str, Path]:
     """Tensor -> shard, which lies beside the index."""
-    shards = _json(index).get("weight_map")
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"init.source: {index} holds no weight_map")
     for name, shard in shards.items():
@@ -144,14 +146,6 @@ def _weight_map(index: Path) -> dict[str, Path]:
                 f"init.source: {index}: {name} is said to be in {shard!r}, which is no file name"
             )
     return {name: index.parent / shard for name, shard in shards.items()}
-
-
-def _json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"init.source: {path} is no JSON: {error}") from None
-    return values if isinstance(values, dict) else {}
 
 
 class Renamed:

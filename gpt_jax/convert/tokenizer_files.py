@@ -8,6 +8,7 @@ import tokenizers as hf
 from tokenizers import decoders, models, pre_tokenizers
 
 from gpt_jax.convert.gguf_file import GGUF
+from gpt_jax.convert.json_files import read_json
 from gpt_jax.data.hashing import digest, write_atomically
 
 TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
@@ -31,7 +32,7 @@ def hf_tokenizer(folder: Path, cache_dir) -> Path:
     """
     if (folder / TOKENIZER).is_file():
         return folder / TOKENIZER
-    settings = _json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if (folder / "vocab.txt").is_file():
         made_of = [folder / "vocab.txt"]
@@ -44,7 +45,7 @@ def hf_tokenizer(folder: Path, cache_dir) -> Path:
     elif vocab.is_file() and merges.is_file():
         made_of = [vocab, merges]
         tokenizer = hf.ByteLevelBPETokenizer(str(vocab), str(merges))
-        special = [str(v) for v in _json(folder / "special_tokens_map.json").values()]
+        special = [str(v) for v in read_json(folder / "special_tokens_map.json").values()]
         special = special or ["<|endoftext|>"]
         known = [token for token in special if tokenizer.token_to_id(token) is not None]
         tokenizer.add_special_tokens(known)
@@ -109,7 +110,3 @@ def _folder(cache_dir, *files: Path) -> Path:
     """Where what is made of these files is kept."""
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return Path(cache_dir) / "tokenizers" / f"imported-{digest(stats)}"
-
-
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}

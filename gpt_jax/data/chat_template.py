@@ -212,7 +212,7 @@ def _read_json(path: Path) -> dict:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"tasks.template: {path} is not JSON: {error}") from None
     return values if isinstance(values, dict) else {}
 

@@ -163,7 +163,8 @@ def _request(service: Service, body: ChatRequest) -> Request:
     tools = None if body.tool_choice == "none" else body.tools
     ids = chat_prompt.prompt_ids(service, body.messages, tools)
     field = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
-    limit = sampling.token_limit(service, len(ids), getattr(body, field), None, field)
+    asked = getattr(body, field)
+    limit = sampling.token_limit(service, len(ids), asked, None, field, "messages")
     params = sampling.sampling_params(
         service, body, max_tokens=limit, n=body.n or 1,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,

@@ -16,7 +16,12 @@ _LEAST_TOP_P = 1e-9
 
 
 def token_limit(
-    service: Service, size: int, asked: int | None, default: int | None, field: str
+    service: Service,
+    size: int,
+    asked: int | None,
+    default: int | None,
+    field: str,
+    prompt_field: str = "prompt",
 ) -> int:
     """How many tokens may be generated behind a prompt.
 
@@ -25,7 +30,7 @@ def token_limit(
       size: Tokens of the prompt.
       asked: What the request says.
       default: What holds where it says nothing; None: all that the context has.
-      field: The request's field.
+      field, prompt_field: The request's fields of `asked` and of the prompt.
 
     Raises:
       ApiError: 400: more than the server or the context allows; a prompt is never cut.
@@ -38,7 +43,7 @@ def token_limit(
     if needed > left or size > context:
         total = needed if service.has_encoder else size + needed
         raise bad_request(
-            "messages" if field == "max_completion_tokens" else "prompt",
+            prompt_field,
             f"this model's maximum context length is {context} tokens, but {total} were asked "
             f"for: {size} in the prompt and {needed} to be written",
             "context_length_exceeded",
