@@ -13,8 +13,8 @@ changes less (waiting threads that spin count too).
 
 Fits, to medians: against length and vocabulary a line, by least squares of relative errors, where
 attention's formula is time a token = a + b T; against width and depth the exponent of time over
-FLOPs (counts.FLOPS_RULE) beyond the smallest size: 1 is time that grows as FLOPs do; against batch
-a step = c + d B. A PNG lies beside the JSON.
+FLOPs (counts.FLOPS_RULE) beyond the smallest size: 1 is time that grows as FLOPs do (and a line in
+the number of layers); against batch a step = c + d B. A PNG lies beside the JSON.
 """
 
 import dataclasses
@@ -72,18 +72,20 @@ def fit(name: str, rows: list[dict]) -> dict[str, float]:
     tokens = [row["tokens"] for row in rows]
     a_token = [f / t for f, t in zip(flops, tokens, strict=True)]
     # Beyond the smallest size: a tiny step is mostly what is not a product.
-    return {"exponent": exponent(a_token[1:], nanoseconds[1:])}
+    found = {"exponent": exponent(a_token[1:], nanoseconds[1:])}
+    # The head's FLOPs are cheap beside a layer's, so that a line may have an exponent above 1.
+    return found | (line(values, nanoseconds) if name == "depth" else {})
 
 
 def in_words(name: str, found: dict[str, float]) -> str:
+    words = []
     if "exponent" in found:
-        return f"time ~ FLOPs^{found['exponent']:.2f} beyond the smallest"
-    unit, y = ("ms", "a step") if name == "batch" else ("ns", "a token")
-    letter = SWEEPS[name][0]
-    return (
-        f"{y} {found['a']:.3g} + {found['b']:.3g} {letter} {unit}; "
-        f"off by {found['worst']:.0%} at most"
-    )
+        words.append(f"time ~ FLOPs^{found['exponent']:.2f} beyond the smallest")
+    if "a" in found:
+        unit, of = ("ms", "a step") if name == "batch" else ("ns", "a token")
+        formula = f"{of} {found['a']:.3g} + {found['b']:.3g} {SWEEPS[name][0]} {unit}"
+        words.append(f"{formula}, off by {found['worst']:.0%} at most")
+    return "; ".join(words)
 
 
 def measure(workers: dict[str, Worker], shapes: list[Shape], letter: str, args) -> list[dict]:
@@ -140,7 +142,7 @@ def draw(result: dict, path: Path) -> None:
         )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set(xlabel=name, title=found["in_words"])
+        axes.set(xlabel=name, title=found["in_words"].replace("; ", "\n"))
         axes.title.set_size(7)
         axes.grid(alpha=0.3, which="both")
     panels[0][0].set_ylabel(f"microseconds ({result['clock']}) a token of a training step")

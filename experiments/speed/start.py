@@ -8,13 +8,16 @@
   ("cold": text, tokenizer and tokens are made, all is compiled), with the compiled programs taken
   out of it ("compile"), and with all of it ("cached"). Each has a new run directory and is killed
   at its first step; "set up" is when it says what it is about to run;
-- import time (-X importtime) by package: what each package's own modules took, of all that `train`
-  had imported by its first step; the ten largest.
+- import time (-X importtime) by package: what each package's own modules took, of all that a cached
+  `train` has imported when it prints its first step; the ten largest.
+
+"Processor" are the seconds of all its threads: on a busy machine they change less than the wall's.
 """
 
 import collections
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -38,10 +41,16 @@ def environment(cache: str) -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu", "GPT_JAX_CACHE": cache}
 
 
-def command_seconds(words: list[str]) -> float:
-    start = time.perf_counter()
+def processor_seconds() -> float:
+    """Of all processes that this one has started and that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def command_seconds(words: list[str]) -> dict[str, float]:
+    start, processor = time.perf_counter(), processor_seconds()
     subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - start
+    return {"wall": time.perf_counter() - start, "processor": processor_seconds() - processor}
 
 
 def train_words(config: str, run: str) -> list[str]:
@@ -50,7 +59,7 @@ def train_words(config: str, run: str) -> list[str]:
 
 def first_step(config: str, cache: str) -> dict[str, float]:
     """Seconds from the command to what it is about to run, and to its first step."""
-    seconds = {}
+    seconds, processor = {}, processor_seconds()
     with tempfile.TemporaryDirectory() as run:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -67,7 +76,7 @@ def first_step(config: str, cache: str) -> dict[str, float]:
         _, message = process.communicate()
     if "first_step" not in seconds:
         raise SystemExit(f"error: no first step:\n{message}")
-    return seconds
+    return seconds | {"processor": processor_seconds() - processor}
 
 
 def starts(config: str, rounds: int) -> dict[str, list[dict]]:
@@ -95,15 +104,17 @@ def by_package(log: str) -> dict[str, float]:
 
 
 def imports(config: str) -> dict[str, float]:
-    """Import seconds by package of a whole short run."""
+    """Import seconds by package until the first step is printed."""
     with tempfile.TemporaryDirectory() as folder:
-        words = train_words(config, f"{folder}/run")
-        words += [f"--config.train.{name}" for name in ("duration=2 steps", "sample_prompts=()")]
-        done = subprocess.run(
-            [sys.executable, "-X", "importtime", *PYTHON[1:], *words], cwd=ROOT,
-            env=environment(f"{folder}/cache"), capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    return by_package(done.stderr)
+        for run in ("cold", "cached"):
+            words = train_words(config, f"{folder}/{run}")
+            words += ["--config.train.duration=2 steps", "--config.train.sample_prompts=()"]
+            done = subprocess.run(
+                [sys.executable, "-X", "importtime", *PYTHON[1:], *words], cwd=ROOT, text=True,
+                env=environment(f"{folder}/cache"), stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, check=True,
+            )  # fmt: skip
+    return by_package(FIRST_STEP.split(done.stdout)[0])
 
 
 def main() -> None:
@@ -112,22 +123,33 @@ def main() -> None:
     result = {"machine": machine("jax", "jaxlib", "flax", "orbax-checkpoint", "grain")}
 
     times = alternating(COMMANDS, lambda name: [command_seconds(COMMANDS[name])], args.rounds)
-    result["commands"] = {name: spread(seconds) for name, seconds in times.items()}
-    print("command                  seconds   least    most")
-    for name, s in result["commands"].items():
-        print(f"{name:24} {s['median']:7.2f} {s['min']:7.2f} {s['max']:7.2f}", flush=True)
+    result["commands"] = {
+        name: {clock: spread([run[clock] for run in runs]) for clock in ("wall", "processor")}
+        for name, runs in times.items()
+    }
+    print("command                  seconds   least    most  processor")
+    for name, found in result["commands"].items():
+        s = found["wall"]
+        print(
+            f"{name:24} {s['median']:7.2f} {s['min']:7.2f} {s['max']:7.2f} "
+            f"{found['processor']['median']:10.2f}",
+            flush=True,
+        )
 
     config = "configs/quickstart.py" + (":debug" if args.debug else "")
     result["starts"] = {
-        kind: {name: spread([run[name] for run in runs]) for name in ("set_up", "first_step")}
+        kind: {
+            name: spread([run[name] for run in runs])
+            for name in ("set_up", "first_step", "processor")
+        }
         for kind, runs in starts(config, args.rounds).items()
     }
-    print("quickstart    set up  first step   least    most")
+    print("quickstart    set up  first step   least    most  processor")
     for kind, found in result["starts"].items():
         s = found["first_step"]
         print(
             f"{kind:11} {found['set_up']['median']:8.1f} {s['median']:11.1f} "
-            f"{s['min']:7.1f} {s['max']:7.1f}",
+            f"{s['min']:7.1f} {s['max']:7.1f} {found['processor']['median']:10.1f}",
             flush=True,
         )
 
