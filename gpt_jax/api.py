@@ -238,10 +238,8 @@ class Model:
         params = SamplingParams(seed=seed, **sampling)
         forms = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
         constraint = writing.constraint_of(opened, ends=ends, **forms)
-        way = writing.Way(constraint=constraint)
-        return writing.whole(
-            writing.write(opened, ids or [opened.eos_ids[0]], params, way), params.n
-        )
+        way, ids = writing.Way(constraint=constraint), ids or [opened.eos_ids[0]]
+        return writing.whole(writing.write(opened, ids, params, way, continues=True), params.n)
 
     def chat(self, messages: Messages | str, *, stream: bool = False, **options: Any):
         """The assistant's next turn as text; generate's options, but for max_new_tokens=256.

@@ -110,6 +110,11 @@ def test_streaming_a_tokenizer_with_word_marks():
         "".join(stream(tokenizer, [0, 1, 2, 3, 1])) == tokenizer.decode([0, 1, 2, 3, 1]) == "a bc b"
     )
     assert tokenizer.token_bytes() is None
+    # What continues a text begins with the space between; an answer, and what stands behind a
+    # special token, does not.
+    for before, text in (([0], " bc"), ([2], " bc"), ([], "bc"), ([0, 3], "bc")):
+        streamer = tokenizer.streamer(before)
+        assert streamer.put(1) + streamer.put(2) + streamer.flush() == text, before
 
 
 def test_token_bytes_add_up(tokenizer):

@@ -78,14 +78,17 @@ def _run(arguments: argparse.Namespace) -> int:
     before, behind = ("", "") if answers else (prompt, arguments.suffix)
     # Two streams on one terminal would mix; several continuations are shown one by one.
     if arguments.stream and params.n == 1 and not arguments.logprobs:
-        pieces = write(model, ids, params, way, streams=True)  # refuses what it cannot take
+        pieces = write(
+            model, ids, params, way, streams=True, continues=not answers
+        )  # refuses what it cannot take
         sys.stdout.write(before)
         for piece in pieces:
             sys.stdout.write(piece.text)
             sys.stdout.flush()
         sys.stdout.write(behind + "\n")
         return 0
-    for number, text in enumerate(whole(write(model, ids, params, way), params.n)):
+    pieces = write(model, ids, params, way, continues=not answers)
+    for number, text in enumerate(whole(pieces, params.n)):
         header = f"--- {number + 1} ({text.finish_reason})\n" if params.n > 1 else ""
         print(f"{header}{before}{text.text}{behind}")
         for token in text.tokens if arguments.logprobs else ():

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +141,9 @@ class Tokenizer:
         ids = [int(i) for i in ids]
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def streamer(self) -> "Streamer":
-        """Decodes ids as they come."""
-        return Streamer(self)
+    def streamer(self, before: Sequence[int] = ()) -> "Streamer":
+        """Decodes ids as they come; `before` are those of the text that they continue, if any."""
+        return Streamer(self, before)
 
     def token_bytes(self) -> np.ndarray | None:
         """UTF-8 bytes that each id stands for, int32[V]; 0 for special tokens.
@@ -168,11 +168,17 @@ class Tokenizer:
 class Streamer:
     """Turns ids into text one by one, holding back what the next id may still change."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._ids: list[int] = []  # the last complete piece, as context, and what came after it
         self._context = 0
         self._context_text = ""
+        # Behind a word the space of the next one is a part of the text, which some decoders take
+        # away from the first token; behind a special token or half of a character nothing is.
+        last = [int(i) for i in before[-1:]]
+        text = tokenizer.decode(last, skip_special_tokens=True)
+        if text and not text.endswith("\ufffd"):
+            self._ids, self._context, self._context_text = last, 1, text
 
     def put(self, token_id: int) -> str:
         """The text that became complete with this id; "" inside a character of several bytes."""

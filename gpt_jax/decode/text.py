@@ -27,16 +27,21 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), eos_ids: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...] = (),
+        eos_ids: Sequence[int] = (),
+        before: Sequence[int] = (),
     ):
         """
         Args:
           tokenizer: The model's.
           stop: Strings that end the text and are no part of it.
           eos_ids: Ids that do so.
+          before: Ids of the text that this one continues; none where it is an answer.
         """
         self._eos_ids = frozenset(eos_ids)
-        self._streamer = tokenizer.streamer()
+        self._streamer = tokenizer.streamer(before)
         self._stop = StopStrings(stop)
         self.tokens: list[Token] = []
         self.finish_reason: str | None = None

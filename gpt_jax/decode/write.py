@@ -103,6 +103,7 @@ def write(
     way: Way = Way(),
     *,
     streams: bool = False,
+    continues: bool = False,
 ) -> Iterator[Written]:
     """Pieces of the params.n texts behind a prompt.
 
@@ -112,14 +113,16 @@ def write(
       params: How to continue it.
       way: By which way.
       streams: Pieces come token by token, and not many tokens at a time.
+      continues: The texts are shown behind the prompt's, and begin with the space between them.
 
     Raises:
       ValueError: The prompt or a value is not allowed; at the call.
     """
+    before = ids if continues and target.model.config.family == "decoder" else ()
     if way.beams > 1:
-        return iter(_by_beams(target, ids, params, way.beams))
+        return iter(_by_beams(target, ids, params, way.beams, before))
     if way.draft is not None or way.lookup:
-        return iter(_by_drafts(target, ids, params, way))
+        return iter(_by_drafts(target, ids, params, way, before))
     if way.constraint is not None and params.ignore_eos:
         raise ValueError("ignore_eos: a text that is held to a form must end")
     engine = Engine(
@@ -127,7 +130,7 @@ def write(
         eos_ids=target.eos_ids, max_slots=min(params.n, MAX_SLOTS),
     )  # fmt: skip
     job = engine.submit(Request(tuple(ids), params, way.constraint))
-    return _by_engine(engine, job, _texts(target, params), 1 if streams else None)
+    return _by_engine(engine, job, _texts(target, params, before), 1 if streams else None)
 
 
 def constraint_of(
@@ -248,19 +251,20 @@ def _by_engine(engine, job, texts: list[TextStream], num_steps: int | None) -> I
             yield Written(output.sample, new, tuple(stream.tokens[known:]), stream.finish_reason)
 
 
-def _by_drafts(target, ids, params: SamplingParams, way: Way) -> list[Written]:
+def _by_drafts(target, ids, params: SamplingParams, way: Way, before) -> list[Written]:
     (samples,) = speculate(
         target, way.draft, [ids], params, way.lookup or NUM_DRAFT, eos_ids=target.eos_ids,
         vocab_size=target.tokenizer.vocab_size,
     )  # fmt: skip
     pieces = []
-    for number, (sample, stream) in enumerate(zip(samples, _texts(target, params), strict=True)):
+    streams = _texts(target, params, before)
+    for number, (sample, stream) in enumerate(zip(samples, streams, strict=True)):
         text = stream.put(sample.tokens, sample.finish_reason)
         pieces.append(Written(number, text, tuple(stream.tokens), stream.finish_reason))
     return pieces
 
 
-def _by_beams(target, ids, params: SamplingParams, beams: int) -> list[Written]:
+def _by_beams(target, ids, params: SamplingParams, beams: int, before) -> list[Written]:
     for field in dataclasses.fields(params):
         value = getattr(params, field.name)
         if field.name not in _OF_BEAMS and value != field.default:
@@ -277,7 +281,8 @@ def _by_beams(target, ids, params: SamplingParams, beams: int) -> list[Written]:
     for number, row in enumerate(found.sequences):
         new = row[skipped:].tolist()
         end = next((i for i, token_id in enumerate(new) if token_id in ends), None)
-        text = target.tokenizer.decode(new[:end])
+        streamer = target.tokenizer.streamer(before)
+        text = "".join(map(streamer.put, new[:end])) + streamer.flush()
         pieces.append(Written(number, text, (), "length" if end is None else "stop"))
     return pieces
 
@@ -286,6 +291,6 @@ def _no_engine(num_texts: int) -> Engine:
     raise AssertionError("a beam search needs none")
 
 
-def _texts(target: Writer, params: SamplingParams) -> list[TextStream]:
+def _texts(target: Writer, params: SamplingParams, before: Sequence[int]) -> list[TextStream]:
     ends = (() if params.ignore_eos else target.eos_ids) + params.stop_ids
-    return [TextStream(target.tokenizer, params.stop, ends) for _ in range(params.n)]
+    return [TextStream(target.tokenizer, params.stop, ends, before) for _ in range(params.n)]

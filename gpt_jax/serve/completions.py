@@ -64,7 +64,8 @@ class _Work:
             placed.append(Placed(token or Token(ids[i], None), offset))
         if self.body.logprobs is not None:
             for choice in self.choices[prompt]:
-                choice.aligner = Aligner(self.service.opened.tokenizer, len(text))
+                before = ids if self.generation.prompted.continues else ()
+                choice.aligner = Aligner(self.service.opened.tokenizer, len(text), before)
         return text, placed
 
     def logprobs(self, placed: Sequence[Placed]) -> dict | None:
@@ -134,7 +135,8 @@ async def completions(request: HttpRequest, service: Service) -> Response:
     ends = sampling.end_ids(service, requests[0].params)
     streams = bool(body.stream)
     timeout = service.settings.request_timeout_s
-    generation = await service.runner.submit(Prompted(requests, ends, streams), timeout)
+    prompted = Prompted(requests, ends, streams, continues=not service.has_encoder)
+    generation = await service.runner.submit(prompted, timeout)
     work = _Work(service, body, name, prompts, generation)
     if not streams:
         return await answer(request, work.whole())

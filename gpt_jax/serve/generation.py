@@ -36,11 +36,13 @@ class Prompted(NamedTuple):
       requests: One a prompt.
       end_ids: Ids that end a text and are no part of it.
       streams: Whether each token is wanted as soon as it is there.
+      continues: Whether the texts go on where the prompts end; else they are answers.
     """
 
     requests: Sequence[Request]
     end_ids: tuple[int, ...]
     streams: bool
+    continues: bool = False
 
 
 class Generation:

@@ -28,8 +28,8 @@ class Placed(NamedTuple):
 class Aligner:
     """Places a text's tokens, and lets one go when its first character is let go."""
 
-    def __init__(self, tokenizer: Tokenizer, offset: int = 0):
-        self._streamer = tokenizer.streamer()
+    def __init__(self, tokenizer: Tokenizer, offset: int = 0, before: Sequence[int] = ()):
+        self._streamer = tokenizer.streamer(before)
         self._end = offset
         self._text_end = offset
         self._waiting: deque[Placed] = deque()

@@ -23,9 +23,12 @@ class _Running:
 
     def __init__(self, generation: Generation, prompt: int, job, tokenizer):
         self.generation, self.prompt, self.job = generation, prompt, job
-        params = generation.prompted.requests[prompt].params
-        end_ids = generation.prompted.end_ids
-        self.streams = [TextStream(tokenizer, params.stop, end_ids) for _ in range(params.n)]
+        request, end_ids = generation.prompted.requests[prompt], generation.prompted.end_ids
+        params = request.params
+        before = request.prompt if generation.prompted.continues else ()
+        self.streams = [
+            TextStream(tokenizer, params.stop, end_ids, before) for _ in range(params.n)
+        ]
         self.began = time.perf_counter()
         self.last: list[float | None] = [None] * params.n
         self.left = params.n
