@@ -57,6 +57,9 @@ def test_every_field_has_an_option(capsys):
     params = sampling_params(parser.parse_args(words))
     assert params == SamplingParams(**values, **lists, ignore_eos=True)
     assert sampling_params(parser.parse_args([])) == SamplingParams()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--logit_bias=a:b"])
+    assert "--logit_bias: 'a:b' is not ID:BIAS" in capsys.readouterr().err
 
 
 def test_texts_are_the_model_s(generate):
@@ -121,7 +124,8 @@ def test_the_text_may_be_held_to_a_form(generate, tmp_path):
         (["--system=x"], "error: --system: goes with chat alone"),
         (["--min_tokens=9"], "error: --min_tokens: 9 is not an integer from 0 to max_tokens 6"),
         (["--stop="], "error: --stop: ('',) is not a tuple of non-empty strings"),
-        (["--json_schema=nowhere.json"], "nowhere.json"),
+        (["--json_schema=nowhere.json"], "error: --json_schema: 'nowhere.json' cannot be read"),
+        (["--regex=a", "--ignore_eos"], "error: --ignore_eos: a text that is held to a form"),
         (["--prompt=" + "a" * 60], "error: --prompt: 61 tokens are not fewer than the model's"),
     ],
 )

@@ -47,10 +47,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     params = sampling_params(arguments)
-    schema, grammar = (
-        Path(path).read_text() if path else ""
-        for path in (arguments.json_schema, arguments.grammar)
-    )
+    schema, grammar = (_file(arguments, name) for name in ("json_schema", "grammar"))
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
 
     from gpt_jax.convert.open_model import open_model
@@ -95,3 +92,14 @@ def _run(arguments: argparse.Namespace) -> int:
             shown = [(token.id, token.logprob), *token.top]
             print("  ".join(f"{x:8.3f} {model.tokenizer.token_text(i)!r}" for i, x in shown))
     return 0
+
+
+def _file(arguments: argparse.Namespace, name: str) -> str:
+    """What stands in the file that an option names."""
+    path = getattr(arguments, name)
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: {path!r} cannot be read: {error}") from None

@@ -25,7 +25,10 @@ _NUMBERS = {
 
 def _bias(pair: str) -> tuple[int, float]:
     token_id, _, bias = pair.partition(":")
-    return int(token_id), float(bias)
+    try:
+        return int(token_id), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{pair!r} is not ID:BIAS, such as 13:-100") from None
 
 
 _LISTS = {
