@@ -183,7 +183,7 @@ def test_complete_is_text_in_text_out():
     assert text == m.decode(ids[0, 4:], skip_special_tokens=True)
     several = m.complete("one", max_tokens=6, n=2, seed=3, logit_bias={97: 100.0}, stop="z")
     assert several == ["a" * 6] * 2
-    (completion,) = m.completions("one", max_tokens=3, top_logprobs=2)
+    (completion,) = m.completions("one", max_tokens=3, top_logprobs=2, ignore_eos=True, seed=0)
     assert len(completion.tokens) == 3 and len(completion.tokens[0].top) == 2
 
 

@@ -147,11 +147,15 @@ def test_a_full_queue_says_when_to_come_back(opened):
         engines[0].gate.clear()
         body = {"model": "tiny", "prompt": "a"}
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            # The engine's thread stands in a step until the gate opens, and takes nothing.
+            # The engine's thread stands in a step until the gate opens.
             waiting = [pool.submit(served.http.post, "/v1/completions", json=body)
                        for _ in range(8)]  # fmt: skip
             runner = served.service.runner
-            wait_until(lambda: len(runner._running) + runner._commands.qsize() == 8)
+            # Those that came before the step began are refused already.
+            wait_until(
+                lambda: len(runner._running) + runner._commands.qsize()
+                + sum(future.done() for future in waiting) == 8
+            )  # fmt: skip
             engines[0].gate.set()
             answers = [future.result() for future in waiting]
         statuses = sorted(answer.status_code for answer in answers)
