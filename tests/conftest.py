@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Most programs of tests run a few times: to optimize them takes longer than they run.
+jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = pathlib.Path(__file__).parent.parent
 

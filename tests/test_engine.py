@@ -276,6 +276,7 @@ def test_a_place_holds_nothing_of_its_last_text_not_even_nan(engine):
 
 
 def test_the_batch_grows_and_shrinks_with_what_runs(monkeypatch):
+    monkeypatch.setattr(slots, "_SHORTEST", 16)
     monkeypatch.setattr(slots, "_AHEAD", 4)
     monkeypatch.setattr(slots, "_PATIENCE", 6)
     engine = make(max_slots=4)

@@ -45,10 +45,9 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    """Programs run a few times: what is compiled is hardly optimized, and nothing twice."""
+def compiled_once(tmp_path_factory):
+    """Nothing is compiled twice."""
     settings = {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
         "jax_persistent_cache_min_compile_time_secs": 0.3,
     }

@@ -20,6 +20,8 @@ from gpt_jax.ops import sampling
 from gpt_jax.ops.penalties import Penalties
 from gpt_jax.types import Tree
 
+# The shortest cache: one program for all short texts is worth more than a few places not read.
+_SHORTEST = 256
 # A cache is made for so many tokens to come; longer texts make it grow.
 _AHEAD = 512
 # Tokens that are decoded with less than half of the places in use before the batch shrinks: another
@@ -98,7 +100,7 @@ class Slots:
         length = max(min(row.end, row.length + _AHEAD) for row in rows)
         return Shape(
             min(bucket(num_rows), self._max_rows),
-            min(bucket(length, MIN_BUCKET), context),
+            min(bucket(length, _SHORTEST), context),
             min(bucket(memory, MIN_BUCKET), context) if memory else 0,
         )
 
