@@ -118,7 +118,7 @@ def test_train_evaluate_generate(capsys, corpus, tmp_path):
     _, several, _ = run(capsys, *generate, "--n=2", "--stop=.")
     assert several.count("--- ") == 2
     code, _, err = run(capsys, "generate", f"--run={workdir}", "--prompt=" + "the cat " * 199)
-    assert code == 2 and err.startswith("error: prompt: ") and "context" in err
+    assert code == 2 and err.startswith("error: --prompt: ") and "context" in err
     code, _, err = run(capsys, "generate", f"--run={workdir}", "--step=5")
     assert code == 2 and "step: 5 is not among the saved steps" in err
     # Another run's folder is refused, and stays as it was.
