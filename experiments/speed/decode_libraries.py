@@ -141,6 +141,14 @@ class Peer:
         self._model = model.to(getattr(torch, dtype))
         self.weight_bytes = sum(p.nbytes for p in self._model.parameters())
 
+    def gap(self, text: list[int], ours: int, theirs: int) -> float:
+        """How much likelier it holds its next token than ours, in deviations of its logits."""
+        import torch
+
+        with torch.no_grad():
+            logits = self._model(torch.tensor([text])).logits[0, -1].float()
+        return float((logits[theirs] - logits[ours]) / logits.std())
+
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
         import torch
 
