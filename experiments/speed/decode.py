@@ -20,19 +20,14 @@ when each got its first token.
 """
 
 import argparse
-import contextlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 from decode_libraries import NEW, PROMPT, SHAPES, THREADS, Ours, Peer, bandwidth, prompts
+from measuring import PEERS, Worker, alternating, answer_jobs, arguments, machine, require, write
 
 VARIANTS = [
     ("ours", "float32"), ("ours", "int8"), ("peer", "float32"), ("peer", "bfloat16"),
@@ -40,60 +35,37 @@ VARIANTS = [
 
 
 def work(who: str, folder: str) -> None:
-    """A worker: answers lines of JSON {"do", "shape", "dtype", "batch", "new"}."""
+    """A worker: answers jobs {"do", "shape", "dtype", "batch", "new"}."""
+    # Read by both libraries when they make their threads.
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
     if who == "ours":
         from gpt_jax.parallel.host_memory import keep_freed_memory
 
         keep_freed_memory()
     made = {}
-    for line in sys.stdin:
-        job = json.loads(line)
+
+    def library(key: tuple[str, str]):
+        if key not in made:
+            for other in [k for k in made if k[0] != key[0]]:  # one shape in memory
+                del made[other]
+            made[key] = {"ours": Ours, "peer": Peer}[who](*key, folder)
+        return made[key]
+
+    def answer(job: dict):
         if job["do"] == "bandwidth":
-            answer = bandwidth()
-        else:
-            key = job["shape"], job["dtype"]
-            if key not in made:
-                made = {k: v for k, v in made.items() if k[0] == key[0]}  # one shape in memory
-                made[key] = {"ours": Ours, "peer": Peer}[who](*key, folder)
-            texts = prompts(job["shape"], job["batch"])
-            if job["do"] == "gap":
-                answer = {"gap": made[key].gap(job["text"], job["ours"], job["theirs"])}
-            elif job["do"] == "streams":
-                answer = made[key].streams(texts)
-            else:
-                # What else the library writes must not be taken for an answer.
-                with contextlib.redirect_stdout(sys.stderr):
-                    start = time.perf_counter()
-                    tokens = made[key].generate(texts, job["new"])
-                    seconds = time.perf_counter() - start
-                answer = {
-                    "seconds": seconds, "tokens": tokens, "weight_bytes": made[key].weight_bytes,
-                }  # fmt: skip
-        print(json.dumps(answer), flush=True)
+            return bandwidth()
+        one = library((job["shape"], job["dtype"]))
+        if job["do"] == "gap":
+            return one.gap(job["text"], job["ours"], job["theirs"])
+        texts = prompts(job["shape"], job["batch"])
+        if job["do"] == "streams":
+            return one.streams(texts)
+        start = time.perf_counter()
+        tokens = one.generate(texts, job["new"])
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "tokens": tokens, "weight_bytes": one.weight_bytes}
 
-
-class Worker:
-    """A process that decodes when told to."""
-
-    def __init__(self, who: str, folder: str):
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(THREADS),
-            "TRANSFORMERS_VERBOSITY": "error",
-        }  # fmt: skip
-        command = [sys.executable, __file__, f"--worker={who}", f"--folder={folder}"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen(command, env=environment, **pipes)
-
-    def run(self, **job):
-        print(json.dumps(job), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit("error: a worker ended; its message is above")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+    answer_jobs(answer)
 
 
 def cache_bytes(shape: str, batch: int, itemsize: int) -> float:
@@ -114,12 +86,14 @@ def measure(workers: dict[str, Worker], shape: str, batch: int, rounds: int, roo
         compile_s[who, dtype] = max(0.0, first["seconds"] - again["seconds"])
         texts[who, dtype], weights[who, dtype] = first["tokens"], first["weight_bytes"]
     check_same(workers["peer"], shape, batch, texts["ours", "float32"], texts["peer", "float32"])
-    times = {(case, new): [] for case in VARIANTS for new in (1, NEW)}
-    for _ in range(rounds):
-        for case in VARIANTS:
-            for new in (1, NEW):
-                job = {"do": "generate", "shape": shape, "dtype": case[1], "batch": batch}
-                times[case, new].append(workers[case[0]].run(**job, new=new)["seconds"])
+
+    def seconds(key) -> list[float]:
+        (who, dtype), new = key
+        job = {"do": "generate", "shape": shape, "dtype": dtype, "batch": batch, "new": new}
+        return [workers[who].run(**job)["seconds"]]
+
+    cases = [(case, new) for case in VARIANTS for new in (1, NEW)]
+    times = alternating(cases, seconds, rounds)
     medians = {key: statistics.median(seconds) for key, seconds in times.items()}
     peer_best = min(medians[("peer", dtype), NEW] for dtype in ("float32", "bfloat16"))
     rows = []
@@ -150,7 +124,7 @@ def check_same(peer: Worker, shape: str, batch: int, ours: list, theirs: list) -
             continue
         i = next(i for i in range(len(a)) if a[i] != b[i])
         job = {"do": "gap", "shape": shape, "dtype": "float32", "batch": batch}
-        gap = peer.run(**job, text=prompt + a[:i], ours=a[i], theirs=b[i])["gap"]
+        gap = peer.run(**job, text=prompt + a[:i], ours=a[i], theirs=b[i])
         print(f"{shape}, batch {batch}: tokens differ from place {i} on, by {gap:.1e} deviations")
         if gap > NEAR_TIE:
             raise SystemExit(f"error: {shape}, batch {batch}: other tokens than the peer's")
@@ -192,29 +166,30 @@ def measure_streams(worker: Worker, num_streams: int, rounds: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "decode", rounds=5)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="of " + ",".join(SHAPES))
     parser.add_argument("--batches", default="1,8", help="texts decoded together")
-    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each")
     parser.add_argument("--streams", type=int, help="measure the engine with so many requests")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "decode.json"))
     parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return work(args.worker, args.folder)
     names, batches = args.shapes.split(","), [int(b) for b in args.batches.split(",")]
-    if not set(names) <= set(SHAPES) or args.rounds < 1:
-        parser.error(f"--shapes are of {', '.join(SHAPES)}; --rounds is at least 1")
-    if not all(importlib.util.find_spec(package) for package in ("torch", "transformers")):
-        print("error: torch or transformers is missing: pip install -e '.[peers]'", file=sys.stderr)
-        raise SystemExit(2)
+    if args.debug:
+        names, batches, args.rounds = ["stories"], [1], 1
+    if not set(names) <= set(SHAPES):
+        parser.error(f"--shapes are of {', '.join(SHAPES)}")
+    if args.streams and args.out == parser.get_default("out"):
+        args.out = args.out.replace("decode.json", "streams.json")
+    require(*PEERS)
 
-    packages = ("jax", "jaxlib", "torch", "transformers")
-    result = {"versions": {name: importlib.metadata.version(name) for name in packages}}
-    result |= {"cores": os.cpu_count(), "load_before": os.getloadavg()[0]}
+    result = {"machine": machine("jax", "jaxlib", *PEERS)}
     with tempfile.TemporaryDirectory() as folder:
-        workers = {who: Worker(who, folder) for who in ("ours", "peer")}
+        workers = {
+            who: Worker("decode.py", f"--worker={who}", f"--folder={folder}")
+            for who in ("ours", "peer")
+        }
         if args.streams:
             # The peer leaves the weights.
             workers["peer"].run(do="generate", shape="stories", dtype="float32", batch=1, new=1)
@@ -236,9 +211,7 @@ def main() -> None:
                     result["rows"] += rows
         for worker in workers.values():
             worker.close()
-    result["load_after"] = os.getloadavg()[0]
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+    write(args.out, result)
 
 
 if __name__ == "__main__":

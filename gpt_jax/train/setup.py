@@ -163,11 +163,6 @@ def set_up(
     data = prepare_run(config, cache_dir, tokenizer, workdir if resuming else None)
     _check_model(config, data, mesh)
     clock, total = _clock(config, data)
-    profiled = config.train.profile_steps()
-    if profiled and profiled.start > total:
-        raise ValueError(
-            f"train.profile: {config.train.profile!r} begins after the last step, {total}"
-        )
     model = Transformer(config.model, mesh.devices.flat[0].platform)
     optimizer = make_optimizer(config.optimizer, clock)
     like = abstract_on_mesh(model, mesh)
@@ -202,14 +197,7 @@ def set_up(
     # A run that goes on longer than first planned is now this config's run.
     write_json(workdir / layout.CONFIG, config.to_dict())
     flops = _flops_per_token(config, data, mask, teacher)
-    facts = {
-        "data": data.description,
-        "num_parameters": trees.num_elements(all_params(state, fixed)),
-        "flops_per_token": flops,
-        "flops_rule": counts.FLOPS_RULE,
-        "steps": total,
-        "tokens": total * config.train.batch_size * config.data.seq_len,
-    }
+    facts = _facts(config, data, trees.num_elements(all_params(state, fixed)), flops, total)
     receipt = write_receipt(
         workdir / layout.RECEIPT, facts, session(mesh, start), anew=not resuming
     )
@@ -278,10 +266,28 @@ def _flops_per_token(
 
 
 def _clock(config: RunConfig, data: PreparedData) -> tuple[Clock, int]:
+    """The run's clock and its steps, among which those to be profiled must begin."""
     tokens_per_step = config.train.batch_size * config.data.seq_len
     clock = Clock(tokens_per_step, len(data.train) * config.data.seq_len)
     total = Duration.parse("train.duration", config.train.duration).steps(clock)
+    profiled = config.train.profile_steps()
+    if profiled and profiled.start > total:
+        raise ValueError(
+            f"train.profile: {config.train.profile!r} begins after the last step, {total}"
+        )
     return dataclasses.replace(clock, total_steps=total), total
+
+
+def _facts(config: RunConfig, data: PreparedData, num_params: int, flops: float, total: int):
+    """What the receipt says of the run."""
+    return {
+        "data": data.description,
+        "num_parameters": num_params,
+        "flops_per_token": flops,
+        "flops_rule": counts.FLOPS_RULE,
+        "steps": total,
+        "tokens": total * config.train.batch_size * config.data.seq_len,
+    }
 
 
 def _teacher(config: RunConfig, mesh: Mesh) -> tuple[Transformer, Tree] | None:
