@@ -1,5 +1,7 @@
 """The server's page in headless Chromium: it streams, stops, fits a phone, and runs no markup."""
 
+import contextlib
+import dataclasses
 import json
 import threading
 import time
@@ -48,11 +50,17 @@ def writer():
 @pytest.fixture(scope="module")
 def server():
     """(address, the server's Service)."""
+    with serving(writer()) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def serving(opened):
     uvicorn = pytest.importorskip("uvicorn")
     from gpt_jax.serve.app import make_app
     from gpt_jax.serve.settings import Settings
 
-    app = make_app(writer(), Settings(warm_up=False))
+    app = make_app(opened, Settings(warm_up=False))
     running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
@@ -145,6 +153,14 @@ def test_a_prompt_is_completed_in_pieces(server, chromium):
     assert not page.text("#error")
     page.click(".card footer button:last-child")
     assert page.js("return document.getElementById('prompt').value") == "Once upon" + written
+
+
+def test_a_model_without_a_chat_template_begins_with_completing(server, chromium):
+    tab = "return document.querySelector('[aria-selected=true]').id"
+    assert Page(chromium, server[0]).js(tab) == "tab-chat"
+    with serving(dataclasses.replace(writer(), tokenizer=byte_tokenizer())) as (address, _):
+        assert Page(chromium, address).js(tab) == "tab-complete"
+        assert Page(chromium, address + "#chat").js(tab) == "tab-chat"
 
 
 def test_what_a_model_writes_is_text_and_never_markup(server, chromium):
