@@ -195,7 +195,7 @@ def test_clients_that_vanish_free_their_slots(served):
             next(answer.iter_lines())
 
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
-        list(pool.map(vanish, range(20)))
+        list(pool.map(vanish, range(100)))
     choice(served, **GREEDY)
     for _ in range(100):
         stats = served.service.runner.stats
