@@ -297,12 +297,14 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_crowd(name):
     assert ids_of(run(DRAFTS[name], **values | {"seed": 4})) != crowd
 
 
-def test_top_logprobs_are_the_targets_most_likely():
-    (sample,) = run(DRAFTS["other"], PROMPTS[1:2], max_tokens=6, top_logprobs=2)[0]
+@pytest.mark.parametrize("num", [2, VOCAB + 1])
+def test_top_logprobs_are_the_targets_most_likely(num):
+    """Ids that only pad the embedding are not among them."""
+    (sample,) = run(DRAFTS["other"], PROMPTS[1:2], max_tokens=6, top_logprobs=num)[0]
     text = list(PROMPTS[1])
     for token in sample.tokens:
         logprobs_V = np.asarray(jax.nn.log_softmax(logits_after(tuple(text))))
-        best = np.argsort(-logprobs_V)[:2]
+        best = np.argsort(-logprobs_V[:VOCAB])[:num]
         assert [token_id for token_id, _ in token.top] == best.tolist()
         np.testing.assert_allclose([value for _, value in token.top], logprobs_V[best], atol=2e-5)
         text.append(token.id)

@@ -139,7 +139,9 @@ def speculate(
     text_BS = prompting.padded([prompts[p] for p in prompt_B], B, S)
     # Rows that fill up the batch take no tokens.
     done_B = (np.arange(B) >= num_rows) | (lengths_B >= end_B)
-    state = loop.start(caches, text_BS, lengths_B, done_B, params.top_logprobs)
+    state = loop.start(
+        caches, text_BS, lengths_B, done_B, min(params.top_logprobs, vocab_size)
+    )  # fmt: skip
     ends = (() if params.ignore_eos else tuple(eos_ids)) + params.stop_ids
     rules = _rules(params, B)
     row = loop.Row(rules, _row_keys(params.seed, np.arange(B) % params.n), end_B, lengths_B)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from gpt_jax.decode import prompts as prompting
 from gpt_jax.decode.acceptance import accept, accept_greedy, look_up
+from gpt_jax.decode.loop import top_of
 from gpt_jax.models.transformer import Cache, Transformer
-from gpt_jax.ops import sampling
+from gpt_jax.ops import penalties, sampling
 from gpt_jax.types import Array, Tree
 
 
@@ -100,12 +101,14 @@ def decode(
         return jnp.where(early_BT[..., None] & is_end_V, -jnp.inf, logits_BTV)
 
     def one_round(state: State) -> State:
-        return _round(models, params, state, row, ends_E, allowed, kind, num_draft)
+        return _round(models, params, state, row, ends_E, allowed, kind, num_draft, vocab_size)
 
     return jax.lax.while_loop(lambda state: ~state.done_B.all(), one_round, state)
 
 
-def _round(models, params, state: State, row: Row, ends_E, allowed, kind, K) -> State:
+def _round(
+    models, params, state: State, row: Row, ends_E, allowed, kind, K, vocab_size: int
+) -> State:
     length_B = state.length_B
     generated_BT = (length_B - row.begin_B)[:, None] + jnp.arange(K + 1)
     keys_B = jax.vmap(jax.random.fold_in)(row.keys_B, length_B)
@@ -145,7 +148,7 @@ def _round(models, params, state: State, row: Row, ends_E, allowed, kind, K) -> 
         # The draft has read all but the last of its tokens.
         known_B = jnp.minimum(length_B + K - 1, new_B - 1)
         caches[1] = caches[1].replace(index_B=known_B)
-    state = _written(state, tokens_BT, count_B, logits_BTV)
+    state = _written(state, tokens_BT, count_B, logits_BTV, vocab_size)
     return state.replace(
         caches=caches,
         length_B=new_B,
@@ -204,13 +207,13 @@ def _probabilities(logits_BTV: Array, rules: sampling.Rules, kind: str) -> Array
     return jax.nn.softmax(jax.vmap(restrict, in_axes=1, out_axes=1)(logits_BTV), axis=-1)
 
 
-def _written(state: State, tokens_BT, count_B, logits_BTV) -> State:
+def _written(state: State, tokens_BT, count_B, logits_BTV, vocab_size: int) -> State:
     """The first count_B tokens of each row behind its text, with their log-probabilities."""
     B, T = tokens_BT.shape
     S, k = state.text_BS.shape[1], state.top_BSk.shape[-1]
-    logprob_BTV = jax.nn.log_softmax(logits_BTV)
-    logprob_BT = jnp.take_along_axis(logprob_BTV, tokens_BT[..., None], axis=-1)[..., 0]
-    top_BTk, top_ids_BTk = jax.lax.top_k(logprob_BTV, k)
+    logits_RV = logits_BTV.reshape(B * T, -1)
+    logprob_R1 = penalties.logprobs_of(logits_RV, tokens_BT.reshape(-1, 1))
+    top_ids_Rk, top_Rk = top_of(logits_RV, k, vocab_size)
     place_T = jnp.arange(T)
     at_BT = jnp.where(place_T < count_B[:, None], state.length_B[:, None] + place_T, S)
 
@@ -219,7 +222,7 @@ def _written(state: State, tokens_BT, count_B, logits_BTV) -> State:
 
     return state.replace(
         text_BS=write(state.text_BS, tokens_BT),
-        logprob_BS=write(state.logprob_BS, logprob_BT),
-        top_ids_BSk=write(state.top_ids_BSk, top_ids_BTk),
-        top_BSk=write(state.top_BSk, top_BTk),
+        logprob_BS=write(state.logprob_BS, logprob_R1.reshape(B, T)),
+        top_ids_BSk=write(state.top_ids_BSk, top_ids_Rk.reshape(B, T, k)),
+        top_BSk=write(state.top_BSk, top_Rk.reshape(B, T, k)),
     )
