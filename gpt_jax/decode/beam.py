@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax.decode import caches
 from gpt_jax.decode import prompts as prompting
+from gpt_jax.decode.prefill import fill
 from gpt_jax.decode.prompts import MIN_BUCKET, Prompts, bucket
 from gpt_jax.models.transformer import Cache, Transformer
 from gpt_jax.ops import sampling
@@ -166,9 +168,7 @@ def _start(model, params, prompts, sources, *, num_beams: int, max_new_tokens: i
     lengths_P = np.array([len(prompts[p]) for p in prompt_P], np.int32)
     limit_P = np.minimum(max_new_tokens, model.config.seq_len - lengths_P).astype(np.int32)
     S = min(bucket(int((lengths_P + limit_P).max()), MIN_BUCKET), model.config.seq_len)
-    cache = prompting.fill(
-        model, params, prompts, np.repeat(prompt_P, K), length=S, sources=sources
-    )
+    cache = fill(model, params, prompts, np.repeat(prompt_P, K), length=S, sources=sources)
     text_PS = prompting.padded([prompts[p] for p in prompt_P], P, S)
     text_PKS = jnp.asarray(np.repeat(text_PS[:, None], K, axis=1))
     # All beams of a prompt begin alike: only the first counts, or each would be found K times.
@@ -228,7 +228,7 @@ def _step(
     score_PK, best_PK = jax.lax.top_k(open_score_PM, K)
     parent_PK = jnp.take_along_axis(parent_PM, best_PK, axis=1)
     new = new.replace(
-        cache=prompting.reordered(cache, (jnp.arange(P)[:, None] * K + parent_PK).reshape(-1)),
+        cache=caches.reordered(cache, (jnp.arange(P)[:, None] * K + parent_PK).reshape(-1)),
         text_PKS=jnp.take_along_axis(text_PMS, best_PK[..., None], axis=1),
         score_PK=score_PK,
         step=state.step + 1,

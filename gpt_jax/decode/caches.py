@@ -65,6 +65,17 @@ def resized(cache: Cache, rows_B: Array, *, length: int, memory_length: int = 0)
     return laid(Cache(_map(layer, cache.layers), jnp.zeros_like(rows_B), segments))
 
 
+def reordered(cache: Cache, rows_B: Array) -> Cache:
+    """The cache whose row b is the old row rows_B[b], but for what an encoder left: rows change
+    places within a prompt only."""
+
+    def layer(old: LayerCache) -> LayerCache:
+        k_BKSH, v_BKSH = (jnp.take(x, rows_B, x.ndim - 4) for x in (old.k_BKSH, old.v_BKSH))
+        return old.replace(k_BKSH=k_BKSH, v_BKSH=v_BKSH)
+
+    return cache.replace(layers=_map(layer, cache.layers), index_B=cache.index_B[rows_B])
+
+
 def with_row(cache: Cache, other: Cache, row: Array, slot: Array) -> Cache:
     """The cache with its row `slot` replaced by a row of another one, to its last place.
 

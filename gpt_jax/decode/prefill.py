@@ -1,6 +1,7 @@
 """Prompts into a cache: several short ones together, a long one by chunks.
 
-G prompts of a group, T tokens of a chunk, S cache length, V vocabulary, k most likely tokens.
+G prompts of a group, T tokens of a chunk, S cache length, V vocabulary, k most likely tokens, B
+rows of a search's cache.
 """
 
 import functools
@@ -13,7 +14,7 @@ import numpy as np
 
 from gpt_jax.decode import caches
 from gpt_jax.decode.loop import top_of
-from gpt_jax.decode.prompts import MIN_BUCKET, bucket, padded
+from gpt_jax.decode.prompts import MIN_BUCKET, Prompts, bucket, inside_context, padded
 from gpt_jax.decode.request import Token
 from gpt_jax.models.transformer import Cache, Transformer
 from gpt_jax.ops import penalties
@@ -131,6 +132,43 @@ class Prefill:
                 tokens.append(Token(int(next_GT[g, t]), float(scores.logprobs_GT[g, t]), top))
 
 
+def fill(
+    model: Transformer,
+    params: Tree,
+    prompts: Prompts,
+    prompt_B: np.ndarray,
+    *,
+    length: int,
+    sources: Prompts | None = None,
+) -> Cache:
+    """A cache whose row b holds all but the last token of prompt prompt_B[b].
+
+    For the searches that decode a whole text in one compiled program; its index is kept.
+
+    Args:
+      model: The Transformer.
+      params: Its parameters.
+      prompts: Of at least one token each.
+      prompt_B: Which prompt a row continues; each is read once.
+      length: S, at least the longest prompt.
+      sources: What an encoder_decoder's encoder reads for each prompt.
+    """
+    lengths = np.array([len(prompt) - 1 for prompt in prompts], np.int32)
+    prefill = Prefill(
+        model, params, prompts, chunk=bucket(int(lengths.max()), MIN_BUCKET),
+        vocab_size=model.config.vocab_size, sources=sources,
+    )  # fmt: skip
+    while not prefill.done:
+        prefill.advance()
+    segments = prefill.cache.memory_segments_BS
+    memory_length = 0 if segments is None else segments.shape[1]
+    cache = caches.resized(
+        prefill.cache, prompt_B, length=length, memory_length=memory_length
+    )  # fmt: skip
+    # What stands behind a prompt's true length is not seen, and overwritten.
+    return cache.replace(index_B=lengths[prompt_B])
+
+
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("cache",))
 def _read(
     model: Transformer, params: Tree, cache: Cache, tokens_GT: Array, lengths_G: Array,
@@ -167,9 +205,8 @@ def _score(
 
 def _inputs(model, tokens_GT, lengths_G, start_G, source_GS, source_lengths_G) -> dict:
     config, T = model.config, tokens_GT.shape[1]
-    # Padding behind the context's end has no position: what it computes must still be a number.
     places_GT = start_G[:, None] + jnp.arange(T)
-    inputs = {"positions_BT": jnp.minimum(places_GT, config.seq_len - 1)}
+    inputs = {"positions_BT": inside_context(model, places_GT)}
     if config.read_prompts_whole:
         inside_GT = jnp.arange(T) < lengths_G[:, None]
         inputs["key_ranks"] = jnp.where(inside_GT, 0, _UNSEEN)

@@ -17,6 +17,7 @@ import numpy as np
 
 from gpt_jax.decode import prompts as prompting
 from gpt_jax.decode import speculative_loop as loop
+from gpt_jax.decode.prefill import fill
 from gpt_jax.decode.prompts import MIN_BUCKET, Prompts, bucket
 from gpt_jax.decode.request import Token
 from gpt_jax.decode.sampling_params import SamplingParams
@@ -133,7 +134,7 @@ def speculate(
     # The last pass may read K drafts more than the text has places for.
     S = bucket(int(end_B.max()), MIN_BUCKET) + num_draft
     caches = [
-        prompting.fill(model, one.params, prompts, prompt_B, length=S)
+        fill(model, one.params, prompts, prompt_B, length=S)
         for model, one in zip(models, (target, draft), strict=False)
     ]
     text_BS = prompting.padded([prompts[p] for p in prompt_B], B, S)
