@@ -207,14 +207,13 @@ class Engine:
     def _row(self, job: Job, sample: int, *, constrained: bool = True) -> Row:
         request, text = job.request, self._reader.text(job)
         params = request.params
-        own = () if params.ignore_eos else self._eos_ids
         return Row(
             owner=job,
             sample=sample,
             prompt=text,
             params=params,
             end=min(len(text) + params.max_tokens, self.model.config.seq_len),
-            end_ids=frozenset((*own, *params.stop_ids)),
+            end_ids=frozenset(params.ends(self._eos_ids)),
             constraint=request.constraint() if request.constraint and constrained else None,
         )
 

@@ -265,8 +265,7 @@ def _text(target: Writer, params: SamplingParams) -> TextStream | None:
     """What looks for stop strings; None where there are none."""
     if not params.stop:
         return None
-    ends = (() if params.ignore_eos else target.eos_ids) + params.stop_ids
-    return TextStream(target.tokenizer, params.stop, ends)
+    return TextStream(target.tokenizer, params.stop, params.ends(target.eos_ids))
 
 
 def _filled(rows: Sequence[Sequence[float]], value: float) -> np.ndarray:
@@ -319,8 +318,7 @@ def _rule(repetition: float, ngram: int, ends: tuple[int, ...], until: int) -> R
             inside_RS = jnp.arange(S) < length_R[:, None]
             seen_RV = jnp.zeros(logprob_RV.shape, bool)
             seen_RV = seen_RV.at[jnp.arange(R)[:, None], text_RS].max(inside_RS)
-            changed_RV = jnp.where(logprob_RV > 0, logprob_RV / repetition, logprob_RV * repetition)
-            logprob_RV = jnp.where(seen_RV, changed_RV, logprob_RV)
+            logprob_RV = penalties.penalize_seen(logprob_RV, seen_RV, repetition)
         if ngram:
             ngram_R = jnp.full(R, ngram, jnp.int32)
             logprob_RV = penalties.forbid_ngrams(logprob_RV, text_RS, length_R, ngram_R)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from gpt_jax.ops.penalties import MAX_NGRAM
 
@@ -98,6 +99,10 @@ class SamplingParams:
         ids = isinstance(self.stop_ids, tuple) and all(_is_int(i, 0, _MOST) for i in self.stop_ids)
         self._check("stop_ids", ids, "a tuple of ids")
         self._check("ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
+
+    def ends(self, eos_ids: Sequence[int]) -> tuple[int, ...]:
+        """Ids that end the text of a model with these ids."""
+        return (*(() if self.ignore_eos else eos_ids), *self.stop_ids)
 
     def _check(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

@@ -143,7 +143,7 @@ def speculate(
     state = loop.start(
         caches, text_BS, lengths_B, done_B, min(params.top_logprobs, vocab_size)
     )  # fmt: skip
-    ends = (() if params.ignore_eos else tuple(eos_ids)) + params.stop_ids
+    ends = params.ends(eos_ids)
     rules = _rules(params, B)
     row = loop.Row(rules, _row_keys(params.seed, np.arange(B) % params.n), end_B, lengths_B)
     state = loop.decode(

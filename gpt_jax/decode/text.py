@@ -254,8 +254,8 @@ class Generator:
 
     def _begin(self, request: Request) -> "_Reading":
         params = request.params
-        end_ids = (*(() if params.ignore_eos else self._eos_ids), *params.stop_ids)
-        streams = [TextStream(self.tokenizer, params.stop, end_ids) for _ in range(params.n)]
+        ends = params.ends(self._eos_ids)
+        streams = [TextStream(self.tokenizer, params.stop, ends) for _ in range(params.n)]
         reading = _Reading(self._engine.submit(request), streams)
         self._readings[reading.job.id] = reading
         return reading

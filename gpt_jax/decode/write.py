@@ -269,7 +269,7 @@ def _by_beams(target, ids, params: SamplingParams, beams: int, before) -> list[W
         value = getattr(params, field.name)
         if field.name not in _OF_BEAMS and value != field.default:
             raise ValueError(f"{field.name}: {value!r} does not go together with beams")
-    ends = (() if params.ignore_eos else target.eos_ids) + params.stop_ids
+    ends = params.ends(target.eos_ids)
     options = GenerateOptions(
         max_new_tokens=params.max_tokens, min_new_tokens=params.min_tokens, num_beams=beams,
         num_return_sequences=params.n, repetition_penalty=params.repetition_penalty,
@@ -292,5 +292,5 @@ def _no_engine(num_texts: int) -> Engine:
 
 
 def _texts(target: Writer, params: SamplingParams, before: Sequence[int]) -> list[TextStream]:
-    ends = (() if params.ignore_eos else target.eos_ids) + params.stop_ids
+    ends = params.ends(target.eos_ids)
     return [TextStream(target.tokenizer, params.stop, ends, before) for _ in range(params.n)]

@@ -47,15 +47,21 @@ def penalize(
       in_prompt_BV: bool; the tokens that the prompt holds: only repetition counts them.
     """
     logits_BV = logits_BV.astype(jnp.float32)
-    repetition_B1 = penalties.repetition_B[:, None]
     generated_BV = counts_BV > 0
-    repeated_BV = jnp.where(logits_BV > 0, logits_BV / repetition_B1, logits_BV * repetition_B1)
-    logits_BV = jnp.where(in_prompt_BV | generated_BV, repeated_BV, logits_BV)
+    logits_BV = penalize_seen(
+        logits_BV, in_prompt_BV | generated_BV, penalties.repetition_B[:, None]
+    )  # fmt: skip
     return (
         logits_BV
         - penalties.frequency_B[:, None] * counts_BV
         - penalties.presence_B[:, None] * generated_BV
     )
+
+
+def penalize_seen(logits_BV: Array, seen_BV: Array, repetition: Array | float) -> Array:
+    """The logits with the repetition penalty, f32[B, 1] or one for all, on seen tokens."""
+    penalized_BV = jnp.where(logits_BV > 0, logits_BV / repetition, logits_BV * repetition)
+    return jnp.where(seen_BV, penalized_BV, logits_BV)
 
 
 def forbid_ngrams(logits_BV: Array, history_BS: Array, length_B: Array, ngram_B: Array) -> Array:

@@ -102,7 +102,7 @@ def sampling_params(
 
 def end_ids(service: Service, params: SamplingParams) -> tuple[int, ...]:
     """Ids that end a text and are no part of it."""
-    return params.stop_ids if params.ignore_eos else (*service.opened.eos_ids, *params.stop_ids)
+    return params.ends(service.opened.eos_ids)
 
 
 def check_amounts(service: Service, *, prompts: int, n: int, best_of: int | None) -> None:
