@@ -83,25 +83,13 @@ def with_row(cache: Cache, other: Cache, row: Array, slot: Array) -> Cache:
     through the mask.
     """
 
-    def layer(old: LayerCache, new: LayerCache) -> LayerCache:
-        def put(into: Array | None, source: Array | None) -> Array | None:
-            if into is None:
-                return None
-            axis = into.ndim - 4
-            taken = jax.lax.dynamic_index_in_dim(source, row, axis, keepdims=True)
-            taken = _fit(taken, into.shape[-2]).astype(into.dtype)
-            return jax.lax.dynamic_update_slice_in_dim(into, taken, slot, axis)
+    def put(into: Array, source: Array) -> Array:
+        axis = into.ndim - 4
+        taken = jax.lax.dynamic_index_in_dim(source, row, axis, keepdims=True)
+        taken = _fit(taken, into.shape[-2]).astype(into.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(into, taken, slot, axis)
 
-        return LayerCache(
-            put(old.k_BKSH, new.k_BKSH),
-            put(old.v_BKSH, new.v_BKSH),
-            put(old.memory_k_BKSH, new.memory_k_BKSH),
-            put(old.memory_v_BKSH, new.memory_v_BKSH),
-        )
-
-    layers = jax.tree.map(
-        layer, cache.layers, other.layers, is_leaf=lambda x: isinstance(x, LayerCache)
-    )
+    layers = jax.tree.map(put, cache.layers, other.layers)
     segments = cache.memory_segments_BS
     if segments is not None:
         own = _fit_last(other.memory_segments_BS[row], segments.shape[-1])
@@ -112,18 +100,11 @@ def with_row(cache: Cache, other: Cache, row: Array, slot: Array) -> Cache:
 def laid(cache: Cache) -> Cache:
     """The cache as it lies on the mesh in use: rows over data, heads over tensor."""
 
-    def lay(array: Array | None) -> Array | None:
-        if array is None:
-            return None
+    def lay(array: Array) -> Array:
         names = ("batch", "kv_heads", "length", "head_dim")
         return constrain(array, *("layers",) * (array.ndim - 4), *names)
 
-    def layer(old: LayerCache) -> LayerCache:
-        return LayerCache(*map(lay, (
-            old.k_BKSH, old.v_BKSH, old.memory_k_BKSH, old.memory_v_BKSH,
-        )))  # fmt: skip
-
-    return cache.replace(layers=_map(layer, cache.layers))
+    return cache.replace(layers=jax.tree.map(lay, cache.layers))
 
 
 def _map(function: Callable[[LayerCache], LayerCache], layers):

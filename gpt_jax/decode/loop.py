@@ -16,6 +16,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gpt_jax.decode import caches
 from gpt_jax.decode.sampling_params import SamplingParams
@@ -33,6 +34,24 @@ def top_size(params: Sequence[SamplingParams]) -> int:
     """The least of TOP_SIZES that is enough for all."""
     most = max(p.top_logprobs for p in params)
     return next(size for size in TOP_SIZES if size >= most)
+
+
+def rules_of(params: Sequence[SamplingParams]) -> sampling.Rules:
+    """How the tokens of each row are drawn."""
+    return sampling.Rules(
+        np.array([p.temperature for p in params], np.float32),
+        np.array([p.top_k for p in params], np.int32),
+        np.array([p.top_p for p in params], np.float32),
+        np.array([p.min_p for p in params], np.float32),
+    )
+
+
+def bias_of(params: SamplingParams, vocab_size: int) -> np.ndarray:
+    """f32[V]; what a row's logits get added."""
+    bias_V = np.zeros(vocab_size, np.float32)
+    for token_id, bias in params.logit_bias:
+        bias_V[token_id] += bias
+    return bias_V
 
 
 @flax.struct.dataclass

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gpt_jax.decode import caches, loop
-from gpt_jax.decode.loop import Needs, RowParams, State, Steps, top_size
+from gpt_jax.decode.loop import Needs, RowParams, State, Steps, bias_of, rules_of, top_size
 from gpt_jax.decode.prompts import MIN_BUCKET, bucket
 from gpt_jax.decode.request import Constraint, Token
 from gpt_jax.decode.sampling_params import SamplingParams
@@ -157,9 +157,7 @@ class Slots:
         prompt_S[: len(row.prompt)] = row.prompt
         bias_V = None
         if self._state.bias_BV is not None:
-            bias_V = np.zeros(self._state.bias_BV.shape[1], np.float32)
-            for token_id, bias in row.params.logit_bias:
-                bias_V[token_id] += bias
+            bias_V = bias_of(row.params, self._state.bias_BV.shape[1])
         self._state = loop.place(
             self._state, filled, np.int32(index), np.int32(slot), prompt_S, bias_V
         )
@@ -239,7 +237,7 @@ class Slots:
     def _needs(self) -> Needs:
         params = [row.params for row in self.running]
         return Needs(
-            sampling.kind_for(_rules(params)), any(p.min_tokens for p in params), top_size(params)
+            sampling.kind_for(rules_of(params)), any(p.min_tokens for p in params), top_size(params)
         )
 
     def _row_params(self) -> RowParams:
@@ -251,7 +249,7 @@ class Slots:
             if row is not None:
                 end_ids_BE[slot, : len(row.end_ids)] = sorted(row.end_ids)
         return RowParams(
-            rules=_rules(params),
+            rules=rules_of(params),
             penalties=Penalties(
                 np.array([p.repetition_penalty for p in params], np.float32),
                 np.array([p.presence_penalty for p in params], np.float32),
@@ -288,13 +286,4 @@ def _is_penalized(params: SamplingParams) -> bool:
         params.repetition_penalty != 1
         or params.presence_penalty != 0
         or params.frequency_penalty != 0
-    )
-
-
-def _rules(params: Sequence[SamplingParams]) -> sampling.Rules:
-    return sampling.Rules(
-        np.array([p.temperature for p in params], np.float32),
-        np.array([p.top_k for p in params], np.int32),
-        np.array([p.top_p for p in params], np.float32),
-        np.array([p.min_p for p in params], np.float32),
     )

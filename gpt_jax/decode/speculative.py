@@ -17,6 +17,7 @@ import numpy as np
 
 from gpt_jax.decode import prompts as prompting
 from gpt_jax.decode import speculative_loop as loop
+from gpt_jax.decode.loop import bias_of, rules_of
 from gpt_jax.decode.prefill import fill
 from gpt_jax.decode.prompts import MIN_BUCKET, Prompts, bucket
 from gpt_jax.decode.request import Token
@@ -144,11 +145,11 @@ def speculate(
         caches, text_BS, lengths_B, done_B, min(params.top_logprobs, vocab_size)
     )  # fmt: skip
     ends = params.ends(eos_ids)
-    rules = _rules(params, B)
+    rules = rules_of([params] * B)
     row = loop.Row(rules, _row_keys(params.seed, np.arange(B) % params.n), end_B, lengths_B)
     state = loop.decode(
         tuple(models), tuple(one.params for one in (target, draft) if one is not None), state, row,
-        _end_ids(ends), _bias(params, vocab_size), np.int32(params.min_tokens),
+        _end_ids(ends), bias_of(params, vocab_size), np.int32(params.min_tokens),
         kind=sampling.kind_for(rules), num_draft=num_draft, vocab_size=vocab_size,
     )  # fmt: skip
     samples = _samples(state, lengths_B, num_rows, ends)
@@ -191,22 +192,6 @@ def _end_ids(ends: tuple[int, ...]) -> np.ndarray:
     ends_E = np.full(bucket(len(ends), 4), -1, np.int32)
     ends_E[: len(ends)] = ends
     return ends_E
-
-
-def _bias(params: SamplingParams, vocab_size: int) -> np.ndarray:
-    bias_V = np.zeros(vocab_size, np.float32)
-    for token_id, bias in params.logit_bias:
-        bias_V[token_id] += bias
-    return bias_V
-
-
-def _rules(params: SamplingParams, B: int) -> sampling.Rules:
-    return sampling.Rules(
-        np.full(B, params.temperature, np.float32),
-        np.full(B, min(params.top_k, np.iinfo(np.int32).max), np.int32),
-        np.full(B, params.top_p, np.float32),
-        np.full(B, params.min_p, np.float32),
-    )
 
 
 def _row_keys(seed: int, sample_B: np.ndarray) -> Array:
