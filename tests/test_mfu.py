@@ -412,3 +412,28 @@ def test_times_are_without_operations_inside_of_others():
                    ("while.5", 50.0)]  # fmt: skip
     named = [_event("%fusion.1 = f32[4,2] fusion(...)", 0, 8.0), _event("idle", 9, 1.0)]
     assert list(operations._own_times(_trace("XLA Ops", named), program)) == [("fusion.1", 8.0)]
+
+
+def test_the_clock_stops_when_the_steps_are_done(tmp_path, corpus, cache_dir, monkeypatch):
+    training = begin(
+        config_for(corpus, log_every=3, checkpoint_every=2), tmp_path / "run", cache_dir
+    )
+    whole, ready = training.step, []
+
+    @jax.jit
+    def late(step):  # long enough to be under way when the loop goes on
+        x = jnp.full((512, 512), step / 512.0)
+        return step + jax.lax.fori_loop(0, 30, lambda _, x: x @ x * 1e-9, x).sum().astype(int) * 0
+
+    def step(state, batch, fixed):
+        state, values = whole(state, batch, fixed)
+        return state.replace(step=late(state.step)), values
+
+    def pause(self):
+        ready.append(training.state.step.is_ready())
+
+    monkeypatch.setattr(training, "step", step)
+    monkeypatch.setattr(Stopwatch, "pause", pause)
+    monkeypatch.setattr(Stopwatch, "lap", lambda self, done: (1.0, 1))
+    assert fit(training) == FINISHED
+    assert len(ready) > 4 and all(ready)

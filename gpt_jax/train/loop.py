@@ -124,11 +124,15 @@ class _Loop:
             self._end_profile(arrays)
         return self._finish(step, None if early else stop)
 
+    def _pause(self) -> None:
+        """Stops the clock of the steps once those that were dispatched are done: they count."""
+        jax.block_until_ready(self._training.state)
+        self._stopwatch.pause()
+
     def _find_roof(self) -> None:
         """Learns what the devices can do: on CPU by a measurement, so nothing else may run."""
         t = self._training
-        jax.block_until_ready(t.state)
-        self._stopwatch.pause()
+        self._pause()
         self._roof = roof_of(t.mesh, t.config.model.dtype, t.cache_dir)
         add_to_session(t.workdir / layout.RECEIPT, {"peak": self._roof.to_dict()})
         self._stopwatch.resume()
@@ -136,8 +140,7 @@ class _Loop:
     def _end_profile(self, arrays: Any) -> None:
         """Writes the profile's table, if one is under way; `arrays` are a batch of the step."""
         t = self._training
-        jax.block_until_ready(t.state)
-        self._stopwatch.pause()
+        self._pause()
         self._profiler.end(lambda: t.lower(t.state, arrays, t.fixed).compile().as_text())
         self._stopwatch.resume()
 
@@ -182,7 +185,7 @@ class _Loop:
 
     def _evaluate(self, step: int) -> None:
         self._flush(step)
-        self._stopwatch.pause()
+        self._pause()
         t = self._training
         whole = step == t.total and not self._by_metric
         row, lines = self._evaluations.run(step, t.params(), whole=whole)
@@ -204,7 +207,7 @@ class _Loop:
 
     def _save(self, step: int) -> None:
         self._flush(step)
-        self._stopwatch.pause()
+        self._pause()
         # Rows up to here are on disk before the checkpoint that would go on from here.
         self._log.sync()
         t = self._training
