@@ -416,7 +416,7 @@ def test_times_are_without_operations_inside_of_others():
 
 def test_the_clock_stops_when_the_steps_are_done(tmp_path, corpus, cache_dir, monkeypatch):
     training = begin(
-        config_for(corpus, log_every=3, checkpoint_every=2), tmp_path / "run", cache_dir
+        config_for(corpus, log_every=8, checkpoint_every=2), tmp_path / "run", cache_dir
     )
     whole, ready = training.step, []
 
