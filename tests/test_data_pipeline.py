@@ -204,3 +204,14 @@ def test_compression():
     assert set(figures) == {"zlib_each", "zlib_all", "lzma_each", "lzma_all"}
     with pytest.raises(ValueError, match="there is no text"):
         compression_bits_per_byte([""])
+
+
+def test_few_tokens_of_the_training_split(corpus, cache_dir):
+    config = {"path": str(corpus), "tokenizer": "bytes", "seq_len": 16}
+    whole = prepare(DataConfig(**config), cache_dir)
+    few = prepare(DataConfig(**config, train_tokens=100), cache_dir)
+    assert (len(few.train), few.train.num_tokens) == (7, 112)  # whole rows
+    assert few.fingerprint != whole.fingerprint
+    assert few.validation["validation"].fingerprint == whole.validation["validation"].fingerprint
+    with pytest.raises(ValueError, match=r"data.train_tokens: 1000000000 is more than .* has, \d+"):
+        prepare(DataConfig(**config, train_tokens=10**9), cache_dir)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.data import stream as stream_module
-from gpt_jax.data.packing import Rows, TokenRows, make_batch
+from gpt_jax.data.packing import Rows, SomeRows, TokenRows, make_batch
 from gpt_jax.data.stream import prepare_stream
 from gpt_jax.data.tokenizers import byte_tokenizer
 
@@ -223,3 +223,23 @@ def test_token_rows_mistakes(token_files, tmp_path):
     (tmp_path / "text.npy").write_text("not an array")
     with pytest.raises(ValueError, match=r"data.path: '.*text.npy' is no readable .npy file"):
         TokenRows([str(tmp_path / "text.npy")], 8, 257, EOS, tmp_path)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 7])
+def test_some_rows_are_nested_and_as_they_were(num_rows, tmp_path):
+    stream = prepare_stream(Texts(sample_texts()), byte_tokenizer(), tmp_path)
+    rows = Rows(stream, 32, 257, EOS)
+    some, more = SomeRows(rows, num_rows), SomeRows(rows, num_rows + 2)
+    whole, few, many = (
+        [tuple(row) for row in all_rows(part)["targets"]] for part in (rows, some, more)
+    )
+    assert len(set(few)) == num_rows == len(some) and set(few) <= set(many) <= set(whole)
+    assert some.num_tokens == all_rows(some)["loss_mask"].sum()
+    assert some.fingerprint not in (more.fingerprint, rows.fingerprint)
+    assert not some.batch([num_rows])["loss_mask"].any()  # a row beyond the end is padding
+    np.testing.assert_array_equal(some.row_tokens(0)[1:], all_rows(some)["targets"][0])
+
+
+def test_all_rows_of_some_have_all_tokens(tmp_path):
+    rows = Rows(prepare_stream(Texts(sample_texts()), byte_tokenizer(), tmp_path), 32, 257, EOS)
+    assert SomeRows(rows, len(rows)).num_tokens == rows.num_tokens

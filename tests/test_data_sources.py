@@ -200,6 +200,7 @@ def test_bad_jsonl_rows(tmp_path):
         ({"name": "lm1b"}, r"data.name: 'lm1b' has no version; write 'lm1b:1.0.0'"),
         ({"name": "lm1b:one"}, r"data.name: 'lm1b:one' is not of the form"),
         ({"validation_fraction": 0.0}, "data.validation_fraction: 0.0 is out of range"),
+        ({"train_tokens": -1}, "data.train_tokens: -1 is below 0"),
         ({"validation_fraction": 0.6}, "data.validation_fraction: 0.6 is out of range"),
         ({"on_invalid_utf8": "ignore"}, "'ignore' is not one of error, skip, replace"),
         ({"vocab_size": 256}, "data.vocab_size: 256 is out of range"),

@@ -28,6 +28,8 @@ class DataConfig:
         corpus of corpora.py: "train", "validation" or "test".
       validation_path: own validation data, of any kind that `path` may be.
       validation_fraction: share held out where no validation data is named.
+      train_tokens: tokens of the training split that are used, drawn evenly by whole rows; those
+        of a smaller number are among those of a larger; 0: all.
       on_invalid_utf8: "error", "skip" (drops and counts the whole document) or "replace".
       tokenizer: "bytes", "bpe" (trained on the train split) or a path to a tokenizer.json.
       vocab_size: entries of a BPE to be trained, the end-of-text token included.
@@ -47,6 +49,7 @@ class DataConfig:
     validation_split: str = "validation"
     validation_path: str = ""
     validation_fraction: float = 0.05
+    train_tokens: int = 0
     on_invalid_utf8: str = "error"
     tokenizer: str = "bpe"
     vocab_size: int = 2048
@@ -77,6 +80,8 @@ class DataConfig:
                 f"data.validation_fraction: {self.validation_fraction} is out of range; "
                 "it must be above 0 and at most 0.5"
             )
+        if self.train_tokens < 0:
+            raise ValueError(f"data.train_tokens: {self.train_tokens} is below 0 (all)")
         if self.on_invalid_utf8 not in INVALID_UTF8_POLICIES:
             raise ValueError(
                 f"data.on_invalid_utf8: {self.on_invalid_utf8!r} is not one of "

@@ -10,6 +10,7 @@ import bisect
 import numpy as np
 
 from gpt_jax.data.hashing import digest, file_digests
+from gpt_jax.data.order import global_rows
 from gpt_jax.data.stream import Stream
 
 PADDING_ROW = -1
@@ -125,6 +126,47 @@ class TokenRows:
                 f"outside the tokenizer's vocabulary of {self._vocab_size}"
             )
         return tokens.astype(np.int32)
+
+
+class SomeRows:
+    """Few rows of many, drawn evenly; those of a smaller number are among those of a larger.
+
+    As `Rows` to its users. What is drawn depends on the rows and the number alone, not on a run's
+    seed, so that runs with as many tokens have the same ones.
+
+    Args:
+      rows: `Rows` or `TokenRows`.
+      num_rows: at most len(rows).
+    """
+
+    def __init__(self, rows, num_rows: int):
+        assert 1 <= num_rows <= len(rows), (num_rows, len(rows))
+        self._rows = rows
+        self._chosen = global_rows(0, len(rows), num_rows, 0)
+        self.seq_len = rows.seq_len
+        last = len(rows) - 1  # the one row that may be shorter
+        missing = len(rows) * rows.seq_len - rows.num_tokens if last in self._chosen else 0
+        self.num_tokens = num_rows * rows.seq_len - missing
+        self.num_bytes = 0
+        self.num_documents = 0
+        self.skipped = rows.skipped
+        self.fingerprint = digest("some rows", rows.fingerprint, num_rows)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def batch(self, row_ids, epochs=None) -> dict[str, np.ndarray]:
+        """See `Rows.batch`."""
+        inside = [0 <= row < len(self) for row in row_ids]
+        chosen = [
+            self._chosen[row] if ok else PADDING_ROW
+            for row, ok in zip(row_ids, inside, strict=True)
+        ]
+        return self._rows.batch(chosen, epochs)
+
+    def row_tokens(self, row: int) -> np.ndarray:
+        """See `Rows.row_tokens`."""
+        return self._rows.row_tokens(int(self._chosen[row]))
 
 
 def make_batch(rows, seq_len: int, eos_id: int) -> dict[str, np.ndarray]:

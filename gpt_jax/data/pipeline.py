@@ -15,7 +15,7 @@ from gpt_jax.data.documents import TRAIN, VALIDATION, Documents
 from gpt_jax.data.hashing import digest
 from gpt_jax.data.mixture import Mixture
 from gpt_jax.data.order import global_rows
-from gpt_jax.data.packing import PADDING_ROW, Rows, TokenRows
+from gpt_jax.data.packing import PADDING_ROW, Rows, SomeRows, TokenRows
 from gpt_jax.data.sources import TOKEN_ROWS, find_files, open_source
 from gpt_jax.data.stream import FORMAT, prepare_stream
 from gpt_jax.data.tokenizers import Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
@@ -94,9 +94,18 @@ def prepare(config: DataConfig, cache_dir, tokenizer: Tokenizer | None = None) -
             split: _tokenised(texts, split, config.seq_len, tokenizer, cache_dir)
             for split, texts in documents.items()
         }
-    return prepared(config, label, tokenizer, Mixture({TRAIN: rows[TRAIN]}), {
-        VALIDATION: rows[VALIDATION]
-    })  # fmt: skip
+    train = _some(rows[TRAIN], config.train_tokens)
+    held_out = {VALIDATION: rows[VALIDATION]}
+    return prepared(config, label, tokenizer, Mixture({TRAIN: train}), held_out)
+
+
+def _some(rows: Any, num_tokens: int) -> Any:
+    if num_tokens > rows.num_tokens:
+        raise ValueError(
+            f"data.train_tokens: {num_tokens} is more than the training split has, "
+            f"{rows.num_tokens}"
+        )
+    return SomeRows(rows, -(-num_tokens // rows.seq_len)) if num_tokens else rows
 
 
 def prepared(

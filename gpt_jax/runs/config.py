@@ -232,6 +232,11 @@ class RunConfig:
         needs_tasks = needs_tasks or (name == "distillation" and not alone)
         if needs_tasks and not self.tasks.names:
             raise ValueError(f"tasks.names: () is no task, which objective.name {name!r} needs")
+        if self.tasks.names and self.data.train_tokens:
+            raise ValueError(
+                f"data.train_tokens: {self.data.train_tokens} is of text; examples of tasks are "
+                "limited by tasks.limit"
+            )
 
     def _check_metric(self):
         """Whether an evaluation has the split that train.metric names."""
