@@ -1,11 +1,12 @@
-"""Small GPTs on Python, by bytes: what a ladder of them says of one ten times as expensive.
+r"""Small GPTs on Python, by bytes: what a ladder of them says of one ten times as expensive.
 
 Question: can the loss of a model be told, within 1 %, before it is trained?
 Hardware: 2 CPU cores, about 90 minutes for all of it.
 Expected: README.md beside this file; study.py runs the steps one after the other.
 
   gpt-jax data fetch sympy_code django_code
-  gpt-jax sweep --config=experiments/predictable_scaling/config.py --sweep=ladder --workdir=runs/predictable_scaling/ladder
+  gpt-jax sweep --config=experiments/predictable_scaling/config.py --sweep=ladder \
+    --workdir=runs/predictable_scaling/ladder
 
 Arguments: size (a key of SIZES), flops (of the run, by scaling.counts), debug.
 """

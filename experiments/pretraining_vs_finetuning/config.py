@@ -1,0 +1,154 @@
+r"""What English is worth to a model of Python: from scratch against finetuned, by size and data.
+
+Question: how many characters of Python does pretraining on English stand for
+(arXiv:2102.01293)?
+Hardware: 2 CPU cores, about 75 minutes for all of it.
+Expected: README.md beside this file; study.py runs the steps one after the other.
+
+  gpt-jax data fetch gutenberg sotu shakespeare
+  gpt-jax sweep --config=experiments/pretraining_vs_finetuning/config.py --sweep=transfer \
+    --workdir=runs/transfer
+
+Arguments: size (a key of SIZES), text (english, python), debug.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import choose, parse_argument, shrink
+
+# Parameters of the layers: layers, width, heads; tokens of the pretraining, 40 a parameter.
+SIZES = {
+    "25k": (2, 32, 2, 1_600_000),
+    "55k": (2, 48, 3, 3_200_000),
+    "147k": (3, 64, 4, 7_200_000),
+}
+TEXTS = {"english": "gutenberg+sotu+shakespeare", "python": "python_stdlib"}
+# Characters of Python, and how often they are read: as often as it may help, the evaluations
+# choose the best moment.
+EPOCHS = {
+    10_000: 16,
+    32_000: 12,
+    100_000: 8,
+    320_000: 6,
+    1_000_000: 3,
+    3_200_000: 2,
+    10_000_000: 1,
+}
+# More seeds where the data are few: there chance is largest.
+SECOND_SEED_UP_TO = 320_000
+# Rates of Adam (embeddings and head) and of Muon (matrices): of the ladder in
+# experiments/predictable_scaling; finetuning takes a share of them.
+LEARNING_RATE, MUON_LEARNING_RATE = 0.05, 0.04
+FINETUNING_SHARE = 0.3
+
+
+def get_config(argument=None):
+    arg = parse_argument(argument, size="55k", text="python", debug=False)
+    layers, width, heads, _ = choose("size", arg["size"], SIZES)
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = choose("text", arg["text"], TEXTS)
+    config.data.tokenizer = "bytes"
+    config.data.vocab_size = 257
+    config.data.seq_len = 256
+
+    config.model = ConfigDict()
+    config.model.vocab_size = 257
+    config.model.seq_len = 256
+    config.model.num_layers = layers
+    config.model.embed_dim = width
+    config.model.num_heads = heads
+    config.model.dtype = "bfloat16"
+
+    config.init = ConfigDict()
+    config.init.source = ""
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = LEARNING_RATE
+    config.optimizer.muon_learning_rate = MUON_LEARNING_RATE
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup = "5%"
+    config.optimizer.final = 0.0
+    config.optimizer.weight_decay = 0.0
+
+    config.train = ConfigDict()
+    config.train.batch_size = 8
+    config.train.duration = "1M tokens"
+    # The best of ten evaluations counts, all on the same rows; two worse ones in a row end a run.
+    config.train.eval_every = config.train.checkpoint_every = "10%"
+    config.train.eval_batches = 40
+    config.train.keep = config.train.keep_best = 1
+    config.train.patience = 2
+    config.train.sample_prompts = ()
+    config.train.tensorboard = False
+
+    if arg["debug"]:
+        shrink(config)
+    return config
+
+
+def _model(size):
+    layers, width, heads, _ = SIZES[size]
+    return {
+        "model.num_layers": layers,
+        "model.embed_dim": width,
+        "model.num_heads": heads,
+        "group": size,
+    }
+
+
+def _python(size, num_tokens, seed):
+    return {
+        **_model(size),
+        "data.train_tokens": num_tokens,
+        "train.duration": f"{EPOCHS[num_tokens]} epochs",
+        "seed": seed,
+    }
+
+
+def _seeds(num_tokens):
+    return (0, 1) if num_tokens <= SECOND_SEED_UP_TO else (0,)
+
+
+def sweep_pretraining():
+    """English, once for each size."""
+    for size, (*_, num_tokens) in SIZES.items():
+        yield {
+            **_model(size),
+            "name": f"english-{size}",
+            "data.name": TEXTS["english"],
+            "train.duration": f"{num_tokens} tokens",
+        }
+
+
+def sweep_scratch():
+    """Python alone."""
+    for size in SIZES:
+        for num_tokens in EPOCHS:
+            for seed in _seeds(num_tokens):
+                name = f"scratch-{size}-{num_tokens // 1000}k-s{seed}"
+                yield {**_python(size, num_tokens, seed), "name": name}
+
+
+def sweep_finetuned():
+    """Python after English."""
+    for size in SIZES:
+        for num_tokens in EPOCHS:
+            for seed in _seeds(num_tokens):
+                yield {
+                    **_python(size, num_tokens, seed),
+                    "name": f"finetuned-{size}-{num_tokens // 1000}k-s{seed}",
+                    "init.source": f"{{sweep}}/english-{size}",
+                    "optimizer.learning_rate": LEARNING_RATE * FINETUNING_SHARE,
+                    "optimizer.muon_learning_rate": MUON_LEARNING_RATE * FINETUNING_SHARE,
+                }
+
+
+def sweep_transfer():
+    """All of it, what others begin from first."""
+    yield from sweep_pretraining()
+    yield from sweep_scratch()
+    yield from sweep_finetuned()
