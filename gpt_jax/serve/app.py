@@ -102,7 +102,8 @@ async def health(request: Request, service: Service) -> Response:
 
 async def metrics(request: Request, service: Service) -> Response:
     """For Prometheus."""
-    text = service.metrics.text(service.runner.stats)
+    runner = service.runner
+    text = service.metrics.text({**runner.stats, "programs": runner.programs.count})
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -15,6 +15,7 @@ _GAUGES = {
 _COUNTERS = {
     "cached_tokens": ("gpt_jax_cached_prompt_tokens", "Prompt tokens that were not read again."),
     "prefix_hits": ("gpt_jax_prefix_hits", "Prompts of which a beginning was known."),
+    "programs": ("gpt_jax_programs", "Programs compiled, or read from disk, for requests."),
 }
 
 

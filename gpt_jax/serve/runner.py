@@ -14,6 +14,7 @@ from gpt_jax.decode.engine import QueueFull
 from gpt_jax.decode.text import TextStream
 from gpt_jax.serve.errors import ApiError, from_value_error, internal, too_long, too_many
 from gpt_jax.serve.generation import Generation, Piece, Prompted
+from gpt_jax.serve.programs import Programs
 
 _LOG = logging.getLogger("gpt_jax.serve")
 
@@ -40,6 +41,7 @@ class Runner:
     Attributes:
       ready: Whether the first computation is done and nothing broke for good.
       stats: What the engine told after its last step.
+      programs: What was compiled since it is ready.
     """
 
     def __init__(self, make_engine: Callable[[], Any] | None, tokenizer, metrics):
@@ -60,6 +62,7 @@ class Runner:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.ready = False
         self.stats: dict[str, int] = {}
+        self.programs = Programs()
 
     def start(self, warm_up: Callable[[Any], None]) -> None:
         """Starts the thread; `warm_up` gets the engine, or None, before any request does."""
@@ -136,6 +139,7 @@ class Runner:
             engine = None if self._make_engine is None else self._make_engine()
             warm_up(engine)
             self._engine = engine
+            self.programs.start()
             self.ready = True
         except Exception:
             _LOG.exception("the model cannot be run")
@@ -156,6 +160,7 @@ class Runner:
                 break
             self._guarded(command)
         self._fail_all(ApiError(503, "The server is shutting down.", code="shutting_down"))
+        self.programs.stop()
         self._engine = None
         while not self._commands.empty():  # they find no engine, and say so
             if (command := self._commands.get_nowait()) is not None:
@@ -166,6 +171,7 @@ class Runner:
         self._busy_since = time.monotonic()
         try:
             work()
+            self.programs.trim()
         except Exception:
             _LOG.exception("the engine's thread failed")
             self._recover()
