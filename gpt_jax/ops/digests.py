@@ -13,19 +13,23 @@ def _mix(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
-def digest(x: Array) -> Array:
+def digest(x: Array, first: Array | int = 0) -> Array:
     """uint32[2] over the bits and the places of the elements (of at most 32 bits each).
 
     Each element's bits are hashed with its linear index and the hashes are added modulo 2^32, twice
     over. Addition has no order: any sharding, mesh and host count give the same digest, without
     gathering the array. A change of one element alone always changes the first word or, with
     probability 1 - 2^-32, the second.
+
+    Args:
+      x: An array; or a piece of one, along its first dim: the pieces' digests add up to its own.
+      first: uint32; the linear index of the piece's first element, modulo 2^32.
     """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     bits = lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-    index, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    index, stride = jnp.full(x.shape, first, jnp.uint32), 1
     for dim in reversed(range(x.ndim)):
         # The stride wraps modulo 2^32 as the sum does.
         place = lax.broadcasted_iota(jnp.uint32, x.shape, dim)

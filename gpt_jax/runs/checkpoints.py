@@ -1,11 +1,14 @@
 """Checkpoints of a run: the one module that touches Orbax."""
 
 import dataclasses
+import functools
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -19,8 +22,8 @@ from gpt_jax.types import Tree
 
 # Two items, so that a reader of parameters never touches the optimizer's slots.
 _PARAMS, _REST, _MANIFEST = "params", "rest", "manifest"
-# Bytes that are written at a time where memory counts more than speed.
-_IN_FLIGHT = 1 << 26
+# Bytes that are written at a time where memory counts more than speed, and that are hashed.
+_IN_FLIGHT, _PIECE = 1 << 26, 1 << 22
 
 
 _stack = jax.jit(canonical.stack)
@@ -42,19 +45,28 @@ def _digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: digest(array) for name, array in arrays.items()}
 
 
+@functools.partial(jax.jit, static_argnames=("size",))
+def _digest_of_piece(array: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """Of so many rows from row `start` on."""
+    piece = jax.lax.dynamic_slice_in_dim(array, start, size)
+    return digest(piece, start * jnp.uint32(math.prod(array.shape[1:]) % 2**32))
+
+
 def _thrifty_digests(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """As `_digests`, in programs that hold the bits of some of the arrays at a time."""
-    digests: dict[str, np.ndarray] = {}
-    some: dict[str, jax.Array] = {}
-    size = 0
-    # The largest first: the others find room in what it leaves free in the heap.
-    for name, array in sorted(arrays.items(), key=lambda item: -item[1].nbytes):
-        if some and size + array.nbytes > _IN_FLIGHT:
-            digests |= jax.device_get(_digests(some))
-            some, size = {}, 0
-        some[name] = array
-        size += array.nbytes
-    return digests | jax.device_get(_digests(some))
+    """As `_digests`, in programs that hold the bits of pieces of an array at a time."""
+    return {name: _thrifty_digest(array) for name, array in arrays.items()}
+
+
+def _thrifty_digest(array: jax.Array) -> np.ndarray:
+    if array.nbytes <= _PIECE or len(array.sharding.device_set) > 1:
+        # A piece of an array that lies on several devices would have to be gathered.
+        return jax.device_get(_digests({"": array}))[""]
+    size = max(1, _PIECE * array.shape[0] // array.nbytes)
+    words = np.zeros(2, np.uint32)
+    for start in range(0, array.shape[0], size):
+        size = min(size, array.shape[0] - start)
+        words += jax.device_get(_digest_of_piece(array, np.uint32(start), size))
+    return words
 
 
 @dataclasses.dataclass
