@@ -1,0 +1,146 @@
+"""From what `--runs` names to what a report shows of each run.  Reads files, starts no device."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from gpt_jax.runs import ledger
+from gpt_jax.runs.metrics import read_rows
+from gpt_jax.runs.run import CONFIG, METRICS, RECEIPT
+
+_LEDGER = "ledger.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportRun:
+    """One run of a report.
+
+    Attributes:
+      name: Its own within the report.
+      row: As in a ledger (runs/ledger.py).
+      config: {dotted field: value}; of a ledger's row what it overrides.
+      train: (tokens, loss) in nats a token, in the order of training; without what is not finite.
+      held_out: The same, on the validation split.
+      receipt: receipt.json; of a ledger's row {}.
+      folder: The run directory; None for a ledger's row.
+    """
+
+    name: str
+    row: dict[str, Any]
+    config: dict[str, Any]
+    train: tuple[tuple[float, float], ...]
+    held_out: tuple[tuple[float, float], ...]
+    receipt: dict[str, Any]
+    folder: epath.Path | None
+
+    @property
+    def flops_per_token(self) -> float | None:
+        """Of forward and backward, by the rule of the receipt; None where it is not known."""
+        if self.receipt.get("flops_per_token"):
+            return float(self.receipt["flops_per_token"])
+        flops, tokens = self.row.get("flops"), self.row.get("num_tokens")
+        return flops / tokens if flops and tokens else None
+
+
+def read_runs(places: list[str]) -> list[ReportRun]:
+    """The runs of run directories, folders of them, and ledgers, sorted by name.
+
+    Args:
+      places: Paths. A folder is searched for run directories at any depth.
+
+    Returns:
+      At least one run. Two of one name get the name of the folder before theirs.
+
+    Raises:
+      ValueError: A path is not there, or holds no run.
+    """
+    found: dict[str, ReportRun] = {}
+    for place in places:
+        path = epath.Path(place)
+        if not path.exists():
+            raise ValueError(f"--runs: {place!r} is not there")
+        runs = list(_of_folder(path) if path.is_dir() else _of_ledger(path))
+        if not runs:
+            raise ValueError(f"--runs: {place!r} holds no run (no {CONFIG} in it or below)")
+        found |= {str(run.folder or f"{place}:{run.name}"): run for run in runs}
+    return _named_apart(list(found.values()))
+
+
+def _of_folder(folder: epath.Path) -> Iterator[ReportRun]:
+    known: dict[str, dict[str, Any]] = {}  # what only the sweep knows: groups, overrides
+    for directory, below, files in os.walk(folder):
+        if CONFIG in files:
+            below.clear()  # checkpoints are no runs
+            path = epath.Path(directory)
+            yield _of_directory(path, known.get(path.name, {}))
+        elif _LEDGER in files:
+            known |= {row["name"]: row for row in _rows(epath.Path(directory) / _LEDGER)}
+        below.sort()
+
+
+def _of_directory(path: epath.Path, known: dict[str, Any]) -> ReportRun:
+    row = ledger.ledger_row(path)
+    row |= {key: known[key] for key in ("group", "overrides") if known.get(key)}
+    receipt = path / RECEIPT
+    metrics = read_rows(path / METRICS) if (path / METRICS).exists() else []
+    return ReportRun(
+        name=row["name"],
+        row=row,
+        config=flat(json.loads((path / CONFIG).read_text())),
+        train=_curve((r.get("train/tokens"), r.get("train/loss")) for r in metrics),
+        held_out=_curve((r.get("eval/tokens"), r.get("eval/validation/loss")) for r in metrics),
+        receipt=json.loads(receipt.read_text()) if receipt.exists() else {},
+        folder=path,
+    )
+
+
+def _of_ledger(path: epath.Path) -> Iterator[ReportRun]:
+    for row in _rows(path):
+        overrides = {k: v for k, v in (row.get("overrides") or {}).items() if k != "name"}
+        yield ReportRun(
+            row["name"], row, flat(overrides), (), _curve(row.get("curve") or ()), {}, None
+        )
+
+
+def _rows(path: epath.Path) -> list[dict[str, Any]]:
+    try:
+        rows = ledger.read_ledger(path)
+        assert all(isinstance(row["name"], str) for row in rows)
+    except (KeyError, TypeError, AssertionError, UnicodeDecodeError, json.JSONDecodeError):
+        raise ValueError(f"--runs: {str(path)!r} is no ledger (JSON rows with a name)") from None
+    return rows
+
+
+def _curve(pairs) -> tuple[tuple[float, float], ...]:
+    """The pairs of two numbers; losses that are not finite are strings in metrics.jsonl."""
+    numbers = int | float
+    return tuple((x, y) for x, y in pairs if isinstance(x, numbers) and isinstance(y, numbers))
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one with dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _named_apart(runs: list[ReportRun]) -> list[ReportRun]:
+    names = [run.name for run in runs]
+    taken: set[str] = set()
+    apart = []
+    for run in sorted(runs, key=lambda run: run.name):
+        name = run.name
+        if names.count(name) > 1 and run.folder is not None:
+            name = f"{run.folder.parent.name}/{name}"
+        number, free = 1, name
+        while free in taken:
+            number, free = number + 1, f"{name} ({number + 1})"
+        taken.add(free)
+        apart.append(dataclasses.replace(run, name=free, row={**run.row, "name": free}))
+    return apart
