@@ -1,5 +1,6 @@
 """A figure as data, drawn twice: by plotly in a page, by matplotlib as PNG."""
 
+import copy
 import dataclasses
 import html
 import math
@@ -99,9 +100,7 @@ def plotly(figure: Figure) -> dict[str, Any]:
     """
     data = []
     for series in figure.series:
-        how = {
-            name: dict(v) if isinstance(v, dict) else v for name, v in _PLOTLY[series.style].items()
-        }
+        how = copy.deepcopy(_PLOTLY[series.style])
         for part in ("line", "marker"):
             if part in how:
                 how[part]["color"] = series.color

@@ -24,6 +24,7 @@ _COLUMNS = {
     "seconds": ("seconds", "of training"),
     "tokens_per_sec": ("tokens/s", ""),
 }
+_SETTINGS = ("group", "learning_rate", "seed")
 _STATUS = {"finished": "good", "unfinished": "warn", "failed": "bad", "diverged": "bad"}
 
 
@@ -39,9 +40,12 @@ def ledger_section(
       fitted: Whether there are fits.
     """
     rows = [run.row for run in runs]
-    keys = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
+    keys = [key for key in _COLUMNS if any(row.get(key) not in (None, "") for row in rows)]
     if all(row.get("best_loss") == row.get("loss") for row in rows):
         keys = [key for key in keys if key != "best_loss"]
+    # What all share is among the config's fields already.
+    same = [key for key in _SETTINGS if len({str(row.get(key)) for row in rows}) == 1]
+    keys = [key for key in keys if key not in same]
     scores = sorted({name for row in rows for name in _scores(row)})
     titles = ["run", "status", *(["in the fits"] if fitted else [])]
     titles += [_COLUMNS[key][0] for key in keys] + scores
@@ -81,7 +85,7 @@ def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def provenance_section(runs: list[ReportRun], colors: Mapping[str, str]) -> str:
-    """Commit, versions, devices and data of each run: those that differ, then those that all share."""
+    """Commit, versions, devices and data of each run: what differs, then what all share."""
     found = {run.name: _provenance(run) for run in runs}
     if not any(found.values()):
         return ""

@@ -1,7 +1,7 @@
 """The HTML of a report: one file with everything in it, which asks nothing of any network.
 
-Its policy lets it load nothing, and run the scripts that are listed by their sha256 alone: markup in
-a run's name that slipped through would do nothing.
+Its policy lets it load nothing, and run only the scripts that are listed by their sha256: markup
+in a run's name that slipped through would do nothing.
 """
 
 import base64

@@ -15,7 +15,7 @@ from gpt_jax.reports.page import (
     section,
     text,
 )
-from gpt_jax.reports.report_runs import ReportRun, read_runs
+from gpt_jax.reports.report_runs import ReportRun, is_finite, read_runs
 from gpt_jax.reports.tables import differences, scientific
 
 
@@ -63,7 +63,7 @@ def report(runs: list[ReportRun], title: str) -> tuple[str, list[Figure]]:
       runs: At least one.
       title: Text.
     """
-    by_cost = sorted(runs, key=lambda run: run.row.get("flops") or 0)
+    by_cost = sorted(runs, key=_cost)
     palette = dict(zip((run.name for run in by_cost), colors(len(runs)), strict=True))
     curves = loss_curves(runs, palette)
     laws = laws_section.laws_section([run.row for run in runs])
@@ -93,17 +93,22 @@ def report(runs: list[ReportRun], title: str) -> tuple[str, list[Figure]]:
     return page(title, "\n".join(part for part in sections if part), figures), figures
 
 
+def _cost(run: ReportRun) -> float:
+    flops = run.row.get("flops")
+    return flops if is_finite(flops) else 0.0
+
+
 def _summary(runs: list[ReportRun]) -> str:
     rows = [run.row for run in runs]
     states = [row.get("status") or "of unknown status" for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     words = f"{len(runs)} runs: {counts}." if len(runs) > 1 else f"One run, {counts[2:]}."
     for key, what in (("num_params", "parameters"), ("num_tokens", "tokens"), ("flops", "FLOPs")):
-        values = [row[key] for row in rows if row.get(key)]
+        values = [row[key] for row in rows if is_finite(row.get(key)) and row[key]]
         if values:
             low, high = scientific(min(values)), scientific(max(values))
             words += f" {low} {what}." if low == high else f" {low} to {high} {what}."
-    losses = [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
+    losses = [row["loss"] for row in rows if is_finite(row.get("loss"))]
     if losses:
         words += f" {'Lowest loss' if len(runs) > 1 else 'Loss'} {min(losses):.4f} nats a token."
     return words

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +12,9 @@ from etils import epath
 
 from gpt_jax.runs import ledger
 from gpt_jax.runs.metrics import read_rows
-from gpt_jax.runs.run import CONFIG, METRICS, RECEIPT
 
+# As in runs/run.py, which starts JAX.
+_CONFIG, _RECEIPT, _METRICS = "config.json", "receipt.json", "metrics.jsonl"
 _LEDGER = "ledger.jsonl"
 
 
@@ -43,7 +46,7 @@ class ReportRun:
         if self.receipt.get("flops_per_token"):
             return float(self.receipt["flops_per_token"])
         flops, tokens = self.row.get("flops"), self.row.get("num_tokens")
-        return flops / tokens if flops and tokens else None
+        return flops / tokens if is_finite(flops) and tokens else None
 
 
 def read_runs(places: list[str]) -> list[ReportRun]:
@@ -63,9 +66,12 @@ def read_runs(places: list[str]) -> list[ReportRun]:
         path = epath.Path(place)
         if not path.exists():
             raise ValueError(f"--runs: {place!r} is not there")
-        runs = list(_of_folder(path) if path.is_dir() else _of_ledger(path))
+        try:
+            runs = list(_of_folder(path) if path.is_dir() else _of_ledger(path))
+        except ValueError as error:  # of other commands' options
+            raise ValueError(re.sub("^--(run|ledger):", "--runs:", str(error))) from None
         if not runs:
-            raise ValueError(f"--runs: {place!r} holds no run (no {CONFIG} in it or below)")
+            raise ValueError(f"--runs: {place!r} holds no run (no {_RECEIPT} in it or below)")
         found |= {str(run.folder or f"{place}:{run.name}"): run for run in runs}
     return _named_apart(list(found.values()))
 
@@ -73,7 +79,7 @@ def read_runs(places: list[str]) -> list[ReportRun]:
 def _of_folder(folder: epath.Path) -> Iterator[ReportRun]:
     known: dict[str, dict[str, Any]] = {}  # what only the sweep knows: groups, overrides
     for directory, below, files in os.walk(folder):
-        if CONFIG in files:
+        if _CONFIG in files and _RECEIPT in files:
             below.clear()  # checkpoints are no runs
             path = epath.Path(directory)
             yield _of_directory(path, known.get(path.name, {}))
@@ -83,17 +89,20 @@ def _of_folder(folder: epath.Path) -> Iterator[ReportRun]:
 
 
 def _of_directory(path: epath.Path, known: dict[str, Any]) -> ReportRun:
-    row = ledger.ledger_row(path)
-    row |= {key: known[key] for key in ("group", "overrides") if known.get(key)}
-    receipt = path / RECEIPT
-    metrics = read_rows(path / METRICS) if (path / METRICS).exists() else []
+    row = ledger.ledger_row(
+        path,
+        group=known.get("group") or "",
+        overrides=known.get("overrides"),
+        failed=known.get("status") == ledger.FAILED,
+    )
+    metrics = read_rows(path / _METRICS) if (path / _METRICS).exists() else []
     return ReportRun(
         name=row["name"],
         row=row,
-        config=flat(json.loads((path / CONFIG).read_text())),
+        config=flat(json.loads((path / _CONFIG).read_text())),
         train=_curve((r.get("train/tokens"), r.get("train/loss")) for r in metrics),
         held_out=_curve((r.get("eval/tokens"), r.get("eval/validation/loss")) for r in metrics),
-        receipt=json.loads(receipt.read_text()) if receipt.exists() else {},
+        receipt=json.loads((path / _RECEIPT).read_text()),
         folder=path,
     )
 
@@ -108,17 +117,19 @@ def _of_ledger(path: epath.Path) -> Iterator[ReportRun]:
 
 def _rows(path: epath.Path) -> list[dict[str, Any]]:
     try:
-        rows = ledger.read_ledger(path)
-        assert all(isinstance(row["name"], str) for row in rows)
-    except (KeyError, TypeError, AssertionError, UnicodeDecodeError, json.JSONDecodeError):
-        raise ValueError(f"--runs: {str(path)!r} is no ledger (JSON rows with a name)") from None
-    return rows
+        return ledger.read_ledger(path)
+    except UnicodeDecodeError:
+        raise ValueError(f"--runs: {str(path)!r} is no ledger (it is not text)") from None
 
 
 def _curve(pairs) -> tuple[tuple[float, float], ...]:
-    """The pairs of two numbers; losses that are not finite are strings in metrics.jsonl."""
-    numbers = int | float
-    return tuple((x, y) for x, y in pairs if isinstance(x, numbers) and isinstance(y, numbers))
+    return tuple((x, y) for x, y in pairs if is_finite(x) and is_finite(y))
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number, and neither infinite nor NaN."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from gpt_jax.reports.page import folded, text
 
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_LONG = 48  # characters: longer text may be broken into lines
+NOTHING = "\N{EN DASH}"  # in a cell without a value
+_LONG = 28  # characters: longer text may be broken into lines
 
 
 def table(
@@ -82,7 +83,7 @@ class Cell:
         kinds = ("number",) if number else ("long",) if len(self.shown) > _LONG else ()
         kind = f' class="{" ".join(kinds)}"' if kinds else ""
         name, scope = ("th", ' scope="row"') if first else ("td", "")
-        value = "" if self.value is None else _key(self.value)
+        value = "" if self.value is None or self.value != self.value else _key(self.value)  # NaN
         return f'<{name}{scope}{kind} data-value="{text(value)}">{inside}</{name}>'
 
 
@@ -93,7 +94,7 @@ def _key(value: Any) -> str:
 def short(value: Any) -> str:
     """A value as people write it: 4 digits that count, thousands as k, M, G, T."""
     if value is None or value == "":
-        return "–"
+        return NOTHING
     if isinstance(value, bool | str):
         return str(value)
     if isinstance(value, int | float):
@@ -117,7 +118,7 @@ def _number(value: float) -> str:
 
 def scientific(value: float | None) -> str:
     """1.5e+12 as 1.5e12."""
-    return "–" if value is None else f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
+    return NOTHING if value is None else f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
 
 
 def split(values: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:

@@ -145,5 +145,15 @@ figures.forEach(draw);
 document.querySelectorAll("table.sortable").forEach(sortable);
 listRuns();
 if (boxes.some((box) => !box.checked)) showPicked();
-window.addEventListener("beforeprint", () => fit(PRINT_WIDTH));
-window.addEventListener("afterprint", () => fit());
+window.addEventListener("beforeprint", () => {
+  document.body.classList.add("printing"); // tables small, then smaller until they fit
+  for (const table of document.querySelectorAll("table")) {
+    table.style.zoom = Math.min(1, PRINT_WIDTH / table.scrollWidth);
+  }
+  fit(PRINT_WIDTH);
+});
+window.addEventListener("afterprint", () => {
+  document.body.classList.remove("printing");
+  for (const table of document.querySelectorAll("table")) table.style.zoom = "";
+  fit();
+});
