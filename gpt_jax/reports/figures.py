@@ -50,6 +50,7 @@ class Figure:
     x_label, y_label: With units.
     series: What is drawn.
     x_log, y_log: Whether the axis is logarithmic at first.
+    view: What is shown at first: x from, to, y from, to; None: all.
     """
 
     key: str
@@ -60,6 +61,7 @@ class Figure:
     series: tuple[Series, ...]
     x_log: bool = False
     y_log: bool = False
+    view: tuple[float, float, float, float] | None = None
 
 
 def colors(count: int) -> list[str]:
@@ -120,15 +122,18 @@ def plotly(figure: Figure) -> dict[str, Any]:
             trace["error_y"] = {"array": [rounded(e) for e in series.error], "thickness": 1.5}
         data.append(trace)
     layout = {
-        "xaxis": _axis(figure.x_label, figure.x_log),
-        "yaxis": _axis(figure.y_label, figure.y_log),
+        "xaxis": _axis(figure.x_label, figure.x_log, figure.view and figure.view[:2]),
+        "yaxis": _axis(figure.y_label, figure.y_log, figure.view and figure.view[2:]),
         "showlegend": _legend(figure),
     }
     return {"key": figure.key, "data": data, "layout": layout}
 
 
-def _axis(label: str, is_log: bool) -> dict[str, Any]:
-    return {"title": {"text": html.escape(label)}, "type": "log" if is_log else "linear"}
+def _axis(label: str, is_log: bool, shown: tuple[float, ...] | None) -> dict[str, Any]:
+    axis = {"title": {"text": html.escape(label)}, "type": "log" if is_log else "linear"}
+    if shown:
+        axis["range"] = [rounded(math.log10(end) if is_log else end) for end in shown]
+    return axis
 
 
 def _legend(figure: Figure) -> bool:
@@ -167,6 +172,8 @@ def draw_png(figure: Figure, folder: epath.PathLike) -> epath.Path:
     title = figure.title.replace("$", r"\$")
     axes.set(xlabel=figure.x_label, ylabel=figure.y_label, title=title)
     axes.grid(alpha=0.3)
+    if figure.view:
+        axes.set(xlim=figure.view[:2], ylim=figure.view[2:])
     if _legend(figure):
         axes.legend(fontsize=8)
     path = epath.Path(folder) / f"{figure.key}.png"

@@ -89,7 +89,13 @@ def provenance_section(runs: list[ReportRun], colors: Mapping[str, str]) -> str:
     found = {run.name: _provenance(run) for run in runs}
     if not any(found.values()):
         return ""
-    return differences(found, colors, "facts of receipts", is_open=len(runs) == 1)
+    commands = [
+        [Cell(run.name, swatch=colors[run.name]), _command(run)] for run in runs if _command(run)
+    ]
+    written = table(["run", "command"], commands, runs=[str(line[0].value) for line in commands])
+    return differences(found, colors, "facts of receipts", is_open=len(runs) == 1) + folded(
+        "Commands", written if commands else ""
+    )
 
 
 def _provenance(run: ReportRun) -> dict[str, Any]:
@@ -111,9 +117,7 @@ def _provenance(run: ReportRun) -> dict[str, Any]:
         facts["devices"] = _devices(session.get("devices") or [])
         facts["processes"] = session.get("processes")
         facts["mesh"] = ", ".join(f"{k} {v}" for k, v in (session.get("mesh") or {}).items())
-        facts["command"] = " ".join(session.get("command") or [])
     if receipt:
-        facts["run id"] = receipt.get("id")
         tokenizer = receipt.get("data", {}).get("tokenizer") or {}
         facts["tokenizer"] = tokenizer.get("kind")
         facts["tokenizer fingerprint"] = tokenizer.get("fingerprint")
@@ -124,6 +128,12 @@ def _provenance(run: ReportRun) -> dict[str, Any]:
         for name, value in facts.items()
         if value not in (None, "", [], {})
     }
+
+
+def _command(run: ReportRun) -> str:
+    """Of the last start; the program by its name, whatever its path."""
+    sessions = run.receipt.get("sessions") or [{}]
+    return " ".join(["gpt-jax", *(sessions[-1].get("command") or [])[1:]]) * bool(run.receipt)
 
 
 def _devices(devices: list[str]) -> str:

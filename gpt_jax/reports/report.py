@@ -63,8 +63,8 @@ def report(runs: list[ReportRun], title: str) -> tuple[str, list[Figure]]:
       runs: At least one.
       title: Text.
     """
-    by_cost = sorted(runs, key=_cost)
-    palette = dict(zip((run.name for run in by_cost), colors(len(runs)), strict=True))
+    runs = sorted(runs, key=lambda run: (_cost(run), run.name))
+    palette = dict(zip((run.name for run in runs), colors(len(runs)), strict=True))
     curves = loss_curves(runs, palette)
     laws = laws_section.laws_section([run.row for run in runs])
     scored = predictions_section.predictions_section(runs, palette)
@@ -94,8 +94,10 @@ def report(runs: list[ReportRun], title: str) -> tuple[str, list[Figure]]:
 
 
 def _cost(run: ReportRun) -> float:
+    """FLOPs so far, those after the newest checkpoint too."""
     flops = run.row.get("flops")
-    return flops if is_finite(flops) else 0.0
+    seen = max((x for x, _ in run.train), default=0.0) * (run.flops_per_token or 0.0)
+    return max(flops if is_finite(flops) else 0.0, seen)
 
 
 def _summary(runs: list[ReportRun]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from gpt_jax.reports.page import folded, text
 
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 NOTHING = "\N{EN DASH}"  # in a cell without a value
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
 _LONG = 28  # characters: longer text may be broken into lines
 
 
@@ -63,10 +65,18 @@ class Cell:
       shown: Text; None: the value, shortened.
       tag: "good", "bad" or "warn"; "": no tag.
       swatch: A colour before it.
+      hover: What hovering says.
     """
 
-    def __init__(self, value: Any, shown: str | None = None, tag: str = "", swatch: str = ""):
-        self.value, self.tag, self.swatch = value, tag, swatch
+    def __init__(
+        self,
+        value: Any,
+        shown: str | None = None,
+        tag: str = "",
+        swatch: str = "",
+        hover: str = "",
+    ):
+        self.value, self.tag, self.swatch, self.hover = value, tag, swatch, hover
         self.shown = short(value) if shown is None else shown
 
     @property
@@ -83,8 +93,10 @@ class Cell:
         kinds = ("number",) if number else ("long",) if len(self.shown) > _LONG else ()
         kind = f' class="{" ".join(kinds)}"' if kinds else ""
         name, scope = ("th", ' scope="row"') if first else ("td", "")
-        value = "" if self.value is None or self.value != self.value else _key(self.value)  # NaN
-        return f'<{name}{scope}{kind} data-value="{text(value)}">{inside}</{name}>'
+        # What is not known, and NaN, which is not itself, have no place in an order.
+        value = "" if self.value is None or self.value != self.value else _key(self.value)
+        hover = f' title="{text(self.hover)}"' if self.hover else ""
+        return f'<{name}{scope}{kind}{hover} data-value="{text(value)}">{inside}</{name}>'
 
 
 def _key(value: Any) -> str:
@@ -178,6 +190,8 @@ def differences(
 
 
 def _exact(value: Any) -> Cell:
-    """A setting is written as it was set, not shortened."""
+    """A setting is written as it was set, not shortened; of a digest its beginning."""
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return Cell(value, value[:12], hover=value)
     plain = value is None or value == "" or isinstance(value, list | tuple | dict)
     return Cell(value, short(value) if plain else str(value))
