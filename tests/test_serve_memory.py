@@ -58,11 +58,11 @@ def test_without_word_of_the_c_library_programs_have_a_size_that_is_guessed(monk
 
 
 def test_texts_go_on_where_programs_are_forgotten(monkeypatch):
-    body = {"model": "tiny", "prompt": "ab", "max_tokens": 20, "seed": 1, "n": 2}
+    body = {"model": "tiny", "prompt": "ab", "max_tokens": 18, "seed": 1}
 
     def ask():
         with serving(tiny_model()) as served:
-            answers = [served.post("/v1/completions", **body, top_p=p) for p in (1, 0.9, 1)]
+            answers = [served.post("/v1/completions", **body, top_p=p) for p in (1, 0.9)]
             return [answer["choices"] for _, answer in answers], served.http.get("/metrics").text
 
     expected, _ = ask()
@@ -73,7 +73,7 @@ def test_texts_go_on_where_programs_are_forgotten(monkeypatch):
     monkeypatch.setattr(programs, "MAX_BYTES", -(1 << 40))  # whatever they take
     found, numbers = ask()
     assert found == expected and sum(forgotten) >= 2
-    assert float(re.search(r"^gpt_jax_programs_total (\S+)", numbers, re.M)[1]) >= 3
+    assert float(re.search(r"^gpt_jax_programs_total (\S+)", numbers, re.M)[1]) >= 4
 
 
 @pytest.mark.slow
