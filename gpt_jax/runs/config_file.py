@@ -6,12 +6,13 @@ Starts no JAX.
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt_jax.runs.config import flatten, parse_value
+from gpt_jax.runs.config import fields, flatten, parse_value
 
 FILE, ARGUMENT, COMMAND_LINE = "file", "argument", "command line"
+_SWEEP = "sweep_"
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
@@ -20,7 +21,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
     Args:
       spec: Path of a Python file that defines get_config(arg) -> ConfigDict, and after a colon the
         argument string: "configs/gpt.py:size=1m,debug".
-      overrides: "a.b=value" each, for any field of RunConfig, read as that field's type.
+      overrides: "a.b=value" each, for any field of RunConfig, read as that field's type. Of two for
+        one field the later counts.
 
     Returns:
       The config as nested dicts, and for each leaf's dotted name where its value is from: "file",
@@ -48,6 +50,56 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> tuple[dict[str, Any
         target[leaf] = value
         origins[name] = COMMAND_LINE
     return values, origins
+
+
+def load_sweep(spec: str, name: str) -> list[dict[str, Any]]:
+    """The runs of a sweep that a config file defines as sweep_<name>().
+
+    Args:
+      spec: As of load_config; the argument string does not enter.
+      name: Of the sweep.
+
+    Returns:
+      What the function yields: {dotted field: value} each.
+
+    Raises:
+      ValueError: No such file or sweep (those it has are listed), no run in it, or one that is not
+        a dict.
+    """
+    path = spec.partition(":")[0]
+    module = _import_file(path)
+    known = [x.removeprefix(_SWEEP) for x in vars(module) if x.startswith(_SWEEP)]
+    if name not in known:
+        those = f"is not one of {', '.join(known)}" if known else "is none: there is no sweep"
+        raise ValueError(f"--sweep: {name!r} {those} in {path!r} (functions {_SWEEP}<name>)")
+    runs = list(getattr(module, _SWEEP + name)())
+    for number, run in enumerate(runs, start=1):
+        if not isinstance(run, Mapping):
+            raise ValueError(f"--sweep: run {number} of {name!r} is {run!r}, not a dict of fields")
+    if not runs:
+        raise ValueError(f"--sweep: {name!r} has no run")
+    return [dict(run) for run in runs]
+
+
+def override_text(name: str, value: Any) -> str:
+    """An override "a.b=value" for load_config that gives the field exactly this value.
+
+    Raises:
+      ValueError: No such field (with the nearest one), or a value that is not of its type.
+    """
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item()  # numpy's numbers are not written as Python reads them
+    if isinstance(value, list):
+        value = tuple(value)
+    text = value if isinstance(value, str) else repr(value)
+    read = parse_value(name, text)
+    if read != value or isinstance(read, str) != isinstance(value, str):
+        raise ValueError(f"{name}: {value!r} is not of type {_type_name(fields()[name])}")
+    return f"{name}={text}"
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def _import_file(path: str) -> Any:
