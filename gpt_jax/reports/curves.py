@@ -90,8 +90,10 @@ def thinned(curve: _Curve, *, is_log: bool, most: int = _MOST_POINTS) -> list[tu
     low, high = math.log(points[0][0]), math.log(points[-1][0])
     bins: dict[int, list[tuple[float, float]]] = {}
     for i, (x, y) in enumerate(points):
-        share = (math.log(x) - low) / (high - low or 1.0) if is_log else i / len(points)
-        bins.setdefault(min(int(share * most), most - 1), []).append((x, y))
+        place = i * most // len(points)
+        if is_log:
+            place = min(int((math.log(x) - low) / (high - low or 1.0) * most), most - 1)
+        bins.setdefault(place, []).append((x, y))
     return [
         (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part))
         for part in bins.values()

@@ -27,7 +27,7 @@ class ReportRun:
       row: As in a ledger (runs/ledger.py).
       config: {dotted field: value}; of a ledger's row what it overrides.
       train: (tokens, loss) in nats a token, in the order of training; without what is not finite.
-      held_out: The same, on the validation split.
+      held_out: The same, on the split that the run goes by.
       receipt: receipt.json; of a ledger's row {}.
       folder: The run directory; None for a ledger's row.
     """
@@ -101,7 +101,7 @@ def _of_directory(path: epath.Path, known: dict[str, Any]) -> ReportRun:
         row=row,
         config=flat(json.loads((path / _CONFIG).read_text())),
         train=_curve((r.get("train/tokens"), r.get("train/loss")) for r in metrics),
-        held_out=_curve((r.get("eval/tokens"), r.get("eval/validation/loss")) for r in metrics),
+        held_out=_curve(row["curve"]),
         receipt=json.loads((path / _RECEIPT).read_text()),
         folder=path,
     )

@@ -1,0 +1,233 @@
+"""Reports of several runs: what is read, what is shown, what is refused, and no markup of users."""
+
+import html.parser
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from report_fixtures import EVIL, ladder_rows, write_rows, write_run
+
+from gpt_jax.cli.main import main
+from gpt_jax.reports import figures, page, report, tables
+from gpt_jax.reports.curves import loss_curves, thinned
+from gpt_jax.reports.report_runs import read_runs
+
+
+class Reader(html.parser.HTMLParser):
+    """Headings, links to elsewhere, and the texts of table rows."""
+
+    def __init__(self, markup):
+        super().__init__()
+        self.tags, self.links, self.rows, self.headings = [], [], [], []
+        self.inside = None
+        self.feed(markup)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "action", "data")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "h2":
+            self.headings.append("")
+        self.inside = tag if tag in ("h2", "td", "th") else self.inside
+
+    def handle_endtag(self, tag):
+        self.inside = None if tag in ("h2", "td", "th") else self.inside
+
+    def handle_data(self, data):
+        if self.inside == "h2":
+            self.headings[-1] += data
+        elif self.inside:
+            self.rows[-1][-1] += data
+
+    def row(self, name, column):
+        """The cell of a run's row in the first table that has the column."""
+        for i, titles in enumerate(self.rows):
+            if column in titles:
+                found = [row for row in self.rows[i + 1 :] if row[0] == name]
+                return found[0][titles.index(column)]
+        raise KeyError(column)
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    """Pages without plotly's 5 MB, which parsers would read."""
+    monkeypatch.setattr(page, "_plotly_js", lambda: "plotly")
+
+
+def made(places, title="T"):
+    markup, drawn = report.report(read_runs([str(place) for place in places]), title)
+    return markup, drawn
+
+
+def figures_in(markup):
+    return json.loads(re.search(r'<script id="figures"[^>]*>(.*?)</script>', markup, re.S)[1])
+
+
+def test_a_single_run_gives_curves_and_provenance_only(tmp_path, no_library):
+    markup, drawn = made([write_run(tmp_path, "alone")])
+    read = Reader(markup)
+    assert read.headings == ["Config", "Loss curves", "Where the figures come from"]
+    assert [figure.key for figure in drawn] == ["loss_by_tokens", "loss_by_flops"]
+    assert "picker" not in re.sub(r"<(style|script).*?</\1>", "", markup, flags=re.S)
+    assert read.row("devices", "value") == "2 x cpu"
+    assert read.row("commit", "value") == ("cd" * 20)[:12] and "cd" * 20 in markup
+
+
+def test_only_fields_that_differ_are_in_the_table(tmp_path, no_library):
+    write_run(tmp_path, "narrow")
+    write_run(tmp_path, "wide", embed_dim=64)
+    read = Reader(made([tmp_path])[0])
+    assert read.headings[:2] == ["What differs between them", "Runs"]
+    titles = next(row for row in read.rows if row[0] == "run")
+    assert {"model.embed_dim", "model.head_dim", "model.mlp_dim"} == set(titles[1:])
+    assert read.row("wide", "model.embed_dim") == "64"
+    assert read.row("train.duration", "value") == "400 steps"  # in the fold of common ones
+
+
+def test_split_tells_missing_from_none():
+    common, differing = tables.split({"a": {"x": 1, "y": None}, "b": {"x": 1}})
+    assert common == {"x": 1} and differing == ["y"]
+
+
+def test_curves_by_flops_are_those_by_tokens_scaled(tmp_path):
+    runs = read_runs([str(write_run(tmp_path, "r"))])
+    by_tokens, by_flops = loss_curves(runs, {"r": "#000000"})
+    for one, other in zip(by_tokens.series, by_flops.series, strict=True):
+        assert one.y == other.y
+        assert [x * 6000.0 * 32 for x in one.x] == pytest.approx(other.x)
+    train = by_tokens.series[1]
+    assert len(train.x) <= 160 and all(map(math.isfinite, train.y))
+
+
+def test_thinning_keeps_the_mean_and_the_order():
+    curve = tuple((float(x), math.sin(x)) for x in range(1, 1001))
+    for is_log in (False, True):
+        points = thinned(curve, is_log=is_log, most=50)
+        xs = [x for x, _ in points]
+        assert len(points) <= 50 and xs == sorted(xs) and xs[0] >= 1 and xs[-1] <= 1000
+    even = thinned(curve, is_log=False, most=50)
+    assert sum(y for _, y in even) / 50 == pytest.approx(sum(y for _, y in curve) / 1000)
+    assert thinned(curve[:7], is_log=True) == list(curve[:7])
+    assert thinned(((0.0, 5.0), (1.0, 4.0)), is_log=True) == [(1.0, 4.0)]
+
+
+def test_names_are_text_wherever_they_stand(tmp_path, no_library):
+    rows = ladder_rows()
+    rows[5]["overrides"]["train.sample_prompts"] = [EVIL]
+    rows[5]["git_commit"] = rows[5]["group"] = EVIL
+    markup, _ = made([write_rows(tmp_path / "l.jsonl", rows)], title=f"{EVIL} & {{{{body}}}}")
+    assert EVIL not in markup
+    read = Reader(markup)
+    assert read.tags.count("script") == 3  # figures, library, our own
+    assert "<h1>&lt;script&gt;window.hit = 1&lt;/script&gt; &amp; {{body}}</h1>" in markup
+    assert read.row(EVIL, "status") == "finished"
+    names = {trace["name"] for figure in figures_in(markup) for trace in figure["data"]}
+    assert not any("<" in name for name in names)  # plotly would read tags
+    metas = {trace.get("meta") for figure in figures_in(markup) for trace in figure["data"]}
+    assert EVIL in metas  # by which the list of runs finds it
+
+
+def test_the_page_asks_nothing_of_a_network(tmp_path):
+    markup, _ = made([write_rows(tmp_path / "l.jsonl", ladder_rows())])
+    shell = re.sub(r"<script.*?</script>", "", markup, flags=re.S)
+    assert not Reader(shell).links and "@import" not in shell and "url(" not in shell
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', shell)[1]
+    assert "default-src 'none'" in policy and "connect-src" not in policy
+    assert "script-src 'sha256-" in policy and "'unsafe-inline'; img" in policy
+    assert "http" not in policy
+    # Once, whatever the number of figures.
+    assert markup.count("<script>") == 2 and len(markup) > 4e6
+
+
+def test_what_went_wrong_is_in_the_table_with_the_reason(tmp_path, no_library):
+    rows = ladder_rows()
+    read = Reader(made([write_rows(tmp_path / "l.jsonl", rows)])[0])
+    assert read.row(rows[2]["name"], "status") == "diverged"
+    assert read.row(rows[3]["name"], "status") == "unfinished"
+    assert read.row(rows[2]["name"], "loss") == "nan"
+
+
+def test_one_name_twice_is_told_apart_by_folder(tmp_path):
+    for folder in ("x", "y"):
+        write_run(tmp_path / folder, "r")
+    assert [run.name for run in read_runs([str(tmp_path)])] == ["x/r", "y/r"]
+    # The same run named twice is one.
+    twice = read_runs([str(tmp_path / "x"), str(tmp_path / "x" / "r")])
+    assert [run.name for run in twice] == ["r"]
+
+
+def test_a_sweeps_ledger_tells_groups_of_its_runs(tmp_path):
+    write_run(tmp_path, "r")
+    row = {**ladder_rows()[0], "name": "r", "group": "first", "overrides": {"seed": 3}}
+    write_rows(tmp_path / "ledger.jsonl", [row])
+    (run,) = read_runs([str(tmp_path)])
+    assert run.row["group"] == "first" and run.row["overrides"] == {"seed": 3}
+    assert run.row["loss"] == 2.125  # the run's own
+
+
+def test_a_hundred_runs_are_small_and_quick(tmp_path, no_library):
+    path = write_rows(tmp_path / "l.jsonl", ladder_rows(10, 10))
+    start = time.monotonic()
+    markup, drawn = made([path])
+    assert time.monotonic() - start < 20
+    assert len(markup) < 8e6 and drawn
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(["report", *arguments])
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_mistakes_are_told_by_option(tmp_path, capsys, monkeypatch):
+    out = f"--out={tmp_path / 'r.html'}"
+    assert "error: --runs: " in refused(capsys, f"--runs={tmp_path / 'nowhere'}", out)
+    assert "holds no run" in refused(capsys, f"--runs={tmp_path}", out)
+    (tmp_path / "l.jsonl").write_text("{}\n")
+    assert "error: --runs: line 1 of" in refused(capsys, f"--runs={tmp_path / 'l.jsonl'}", out)
+    (tmp_path / "l.jsonl").write_bytes(b"\xff\xfe")
+    assert "error: --runs: " in refused(capsys, f"--runs={tmp_path / 'l.jsonl'}", out)
+    assert "error: --runs: " in refused(capsys, "--runs=,", out)
+    run = write_run(tmp_path, "r")
+    assert "is a folder" in refused(capsys, f"--runs={run}", f"--out={tmp_path}")
+    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
+    words = "error: --out: needs plotly; pip install 'gpt-jax[report]'"
+    assert words in refused(capsys, f"--runs={run}", out)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_the_command_writes_page_and_pictures(tmp_path, capsys):
+    write_run(tmp_path / "runs", "_a$b")
+    write_run(tmp_path / "runs", "b", embed_dim=64)
+    out = tmp_path / "new" / "r.html"
+    with pytest.raises(SystemExit) as ended:
+        main(["report", f"--runs={tmp_path / 'runs'}", f"--out={out}", f"--png={tmp_path / 'png'}"])
+    assert not ended.value.code
+    written = capsys.readouterr().out.split()
+    assert written[0] == str(out) and len(written) == 3
+    assert out.read_text().startswith("<!doctype html>") and "Runs of runs" in out.read_text()
+    for path in written[1:]:
+        with open(path, "rb") as file:
+            assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+    assert [p.name for p in out.parent.iterdir()] == ["r.html"]  # nothing partial
+
+
+def test_reading_and_drawing_start_no_jax():
+    code = "import gpt_jax.reports.report, gpt_jax.cli.report, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_colors_are_distinct_and_valid():
+    for count in (1, 2, 8, 9, 30, 100):
+        found = figures.colors(count)
+        assert len(set(found)) == count
+        assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in found)
