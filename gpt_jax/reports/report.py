@@ -66,7 +66,7 @@ def report(runs: list[ReportRun], title: str) -> tuple[str, list[Figure]]:
     runs = sorted(runs, key=lambda run: (_cost(run), run.name))
     palette = dict(zip((run.name for run in runs), colors(len(runs)), strict=True))
     curves = loss_curves(runs, palette)
-    laws = laws_section.laws_section([run.row for run in runs])
+    laws = laws_section.laws_section([run.row for run in runs], palette)
     scored = predictions_section.predictions_section(runs, palette)
     fitted = bool(laws.figures)
     sections = [
