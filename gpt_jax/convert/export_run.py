@@ -20,6 +20,7 @@ from gpt_jax.convert.table import Entry, Family
 from gpt_jax.convert.tensors import DTYPES, ToWrite, write_safetensors
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.lora import merge_lora
+from gpt_jax.models.mup import fold_mup
 from gpt_jax.types import Tree
 
 SHARD_SIZE = 5_000_000_000
@@ -47,7 +48,8 @@ def export_run(
     """Writes a folder that transformers reads to the same model.
 
     Args:
-      source: A run directory, or anything that open_model reads. Adapters are merged.
+      source: A run directory, or anything that open_model reads. Adapters are merged, and what
+        muP multiplies becomes part of the weights (models.mup).
       to: A new or empty folder. It appears, whole, when all is written.
       step: A run's checkpoint; None: its best or newest.
       dtype: "float32", exact, or "bfloat16".
@@ -91,11 +93,11 @@ def export_run(
 
 
 def merged(opened: OpenModel) -> OpenModel:
-    """The model without adapters."""
-    config = opened.model.config
-    if not config.lora_rank:
-        return opened
-    config, params = merge_lora(config, opened.params)
+    """The model without adapters and multipliers of muP."""
+    config, params = opened.model.config, opened.params
+    if config.lora_rank:
+        config, params = merge_lora(config, params)
+    config, params = fold_mup(config, params)
     return dataclasses.replace(opened, model=opened.model.clone(config=config), params=params)
 
 

@@ -61,6 +61,8 @@ _SAME = (
     "activation", "scale_attention", "score_width", "attention_softcap", "logit_softcap",
     "scale_embedding", "scale_logits",
 )  # fmt: skip
+# The same of fields that are 0 where a source does not have them: older runs, other libraries.
+_SAME_OR_NONE = ("mup_base_width", "mup_base_head_dim", "mup_base_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +182,8 @@ def check_same(values: Mapping[str, Any], config: TransformerConfig, where: str)
     Raises:
       ValueError: Names the field with both values.
     """
-    for name in _SAME:
+    values = dict.fromkeys(_SAME_OR_NONE, 0) | dict(values)
+    for name in (*_SAME, *_SAME_OR_NONE):
         if name not in values:
             continue
         ours, theirs = getattr(config, name), values[name]

@@ -132,6 +132,16 @@ class TransformerConfig:
         dims; "full" keeps the residual stream alone.
       dtype: Compute dtype; parameters and statistics are float32.
       attention: A name of ops.attention.IMPLEMENTATIONS.
+      mup_base_width: D_0, the width at which the learning rate was chosen, which then holds at D
+        too (muP, arXiv:2203.03466); mlp_dim and num_heads are to grow with D. For m = D / D_0,
+        hidden matrices begin with a variance of 1 / m ("fan_in" says so by itself, "gpt2" means
+        0.02^2 at D_0), logits are divided by m, and hidden matrices have Adam's learning rate
+        over m (optim.width_scaling). 0: the standard parametrisation.
+      mup_base_head_dim: H_0, where H grows with D: scores are multiplied by sqrt(H_0) / H, which
+        is 1 / sqrt(H) at H_0; 0: heads keep their width, and scores are as without muP.
+      mup_base_layers: L_0, the depth at which the learning rate was chosen: what a sublayer adds
+        is divided by L / L_0 (CompleteP, arXiv:2505.01618), and "gpt2" draws residual
+        projections as at L_0; 0: neither.
       lora_rank: R of low-rank adapters (arXiv:2106.09685); 0: none.
       lora_alpha: Their outputs are scaled by alpha / R.
       lora_targets: Patterns (re.search) of the products that get one, by names such as
@@ -188,6 +198,9 @@ class TransformerConfig:
     attention_softcap: float = 0.0
     qkv_bias: bool = False
     classifier_bias: bool = True
+    mup_base_width: int = 0
+    mup_base_head_dim: int = 0
+    mup_base_layers: int = 0
 
     def __post_init__(self):
         for name in ("vocab_size", "seq_len", "num_layers", "embed_dim", "num_heads"):
@@ -195,7 +208,8 @@ class TransformerConfig:
         for name in (
             "num_kv_heads", "head_dim", "mlp_dim", "logit_softcap", "num_encoder_layers",
             "num_token_types", "num_classes", "lora_rank", "window", "rope_local_theta",
-            "score_width", "attention_softcap",
+            "score_width", "attention_softcap", "mup_base_width", "mup_base_head_dim",
+            "mup_base_layers",
         ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name, allowed in _CHOICES.items():
@@ -224,6 +238,7 @@ class TransformerConfig:
             _require(self.head == "lm", "head", self.head, "'lm', as an encoder_decoder needs")
         self._check_head()
         self._check_layers()
+        self._check_mup()
         if self.positions == "relative":
             _require(
                 self.relative_buckets >= 4 and self.relative_buckets % 4 == 0,
@@ -280,6 +295,41 @@ class TransformerConfig:
         _require(rotary or not scaled, "rope_scaling", self.rope_scaling, "for rotary positions")
         if self.unrotated_layers and self.family == "encoder_decoder":
             raise ValueError("model.unrotated_layers: an encoder_decoder has none")
+
+    def _check_mup(self):
+        """Refuses what muP and CompleteP have no rule for."""
+        rules = (
+            ("mup_base_width", "positions", self.positions != "relative"),
+            ("mup_base_width", "scale_attention", self.scale_attention),
+            ("mup_base_width", "scale_embedding", not self.scale_embedding),
+            ("mup_base_width", "scale_logits", not self.scale_logits),
+            ("mup_base_head_dim", "mup_base_width", self.mup_base_width > 0),
+            ("mup_base_head_dim", "score_width", not self.score_width),
+            ("mup_base_layers", "family", self.family != "encoder_decoder"),
+            ("mup_base_layers", "norm_order", self.norm_order == "pre"),
+        )
+        for name, other, fits in rules:
+            right = f"0, as model.{other} {getattr(self, other)!r} needs"
+            _require(fits or not getattr(self, name), name, getattr(self, name), right)
+
+    @property
+    def width_multiplier(self) -> float:
+        """m_d of muP, D / D_0; 1 in the standard parametrisation."""
+        return self.embed_dim / self.mup_base_width if self.mup_base_width else 1.0
+
+    @property
+    def depth_multiplier(self) -> float:
+        """m_L of CompleteP, L / L_0; 1 without it."""
+        return self.num_layers / self.mup_base_layers if self.mup_base_layers else 1.0
+
+    @property
+    def score_scale(self) -> float:
+        """What scores of attention are multiplied by."""
+        if not self.scale_attention:
+            return 1.0
+        if self.mup_base_head_dim not in (0, self.head_dim):
+            return self.mup_base_head_dim**0.5 / self.head_dim
+        return (self.score_width or self.head_dim) ** -0.5
 
     def has_adapter(self, product: str) -> bool:
         """Whether a product ("stack/layers_0/attention/q") is one of lora_targets."""

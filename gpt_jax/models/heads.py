@@ -25,6 +25,8 @@ class MaskedLM(nn.Module):
         h_BTD = nn.gelu(h_BTD, approximate=c.activation != "gelu_exact")
         h_BTD = Norm(c, name="norm")(h_BTD)
         logits = products.project(h_BTD, embedding, precision, output_first=True)
+        if c.width_multiplier != 1:
+            logits = logits / c.width_multiplier
         return logits + param(self, "bias", nn.initializers.zeros, ("vocab",), (c.vocab_size,))
 
 
@@ -39,9 +41,11 @@ class HeadDense(nn.Module):
     def __call__(self, x: Array, precision: products.Precision) -> Array:
         c, width = self.config, x.shape[-1]
         axis = "classes" if self.final else None
-        init = weight_init(c, width, residual=self.final)
+        init = weight_init(c, width, residual=self.final, hidden=not self.final)
         w = param(self, "kernel", init, ("embed", axis), (width, self.size))
         y = products.project(x, w, precision)
+        if self.final and c.width_multiplier != 1:
+            y = y / c.width_multiplier
         if c.bias and (c.classifier_bias or not self.final):
             y = y + param(self, "bias", nn.initializers.zeros, (axis,), (self.size,))
         return y.astype(jnp.float32)

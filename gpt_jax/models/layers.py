@@ -64,10 +64,18 @@ class LayerCache:
     memory_v_BKSH: Array | None = None
 
 
-def weight_init(config: TransformerConfig, fan_in: int, *, residual: bool = False):
-    """Initializer of a matrix; `residual` marks the projections that write to the stream."""
+def weight_init(
+    config: TransformerConfig, fan_in: int, *, residual: bool = False, hidden: bool = True
+):
+    """Initializer of a matrix; `residual` marks the projections that write to the stream.
+
+    `hidden` marks those whose both sides grow with the width, not a head: muP draws them smaller.
+    """
     if config.init == "gpt2":
-        return nn.initializers.normal(0.02 * ((2 * config.num_layers) ** -0.5 if residual else 1.0))
+        layers = config.mup_base_layers or config.num_layers
+        std = 0.02 * ((2 * layers) ** -0.5 if residual else 1.0)
+        return nn.initializers.normal(std * config.width_multiplier**-0.5 if hidden else std)
+    # 1 / fan_in is that of the base width over the width's multiplier already.
     return nn.initializers.zeros if residual else nn.initializers.normal(fan_in**-0.5)
 
 
@@ -228,7 +236,7 @@ class Attention(nn.Module):
         c = self.config
         return {
             "precision": products.precision(c.dtype, context.platform),
-            "scale": (c.score_width or c.head_dim) ** -0.5 if c.scale_attention else 1.0,
+            "scale": c.score_scale,
             "softcap": c.attention_softcap,
         }
 
@@ -325,4 +333,6 @@ class Block(nn.Module):
         y_BTD, cache = sublayer(norm(x_BTD))
         if c.norm_order == "sandwich":
             y_BTD = Norm(c, name=f"{name}_post_norm")(y_BTD)
+        if c.depth_multiplier != 1:
+            y_BTD = y_BTD / c.depth_multiplier
         return x_BTD + dropout(y_BTD), cache

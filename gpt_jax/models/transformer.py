@@ -243,9 +243,12 @@ class Transformer(nn.Module):
         if c.tied:
             logits = products.project(x_BTD, embedding, precision, output_first=True)
         else:
-            init = weight_init(c, c.embed_dim, residual=True)
+            init = weight_init(c, c.embed_dim, residual=True, hidden=False)
             head = param(self, "head", init, ("embed", "vocab"), (c.embed_dim, c.vocab_size))
             logits = products.project(x_BTD, head, precision)
+        if c.width_multiplier != 1:
+            # Not of the embedding or the head: so a tied one is right in both of its places.
+            logits = logits / c.width_multiplier
         if c.logit_softcap:
             logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
         return logits

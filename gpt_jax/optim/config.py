@@ -15,7 +15,8 @@ class OptimizerConfig:
     Attributes:
       name: "adamw" (arXiv:1711.05101), "adam", or "muon" (https://kellerjordan.github.io/posts/muon)
         for the matrices of the layers with AdamW for the rest.
-      learning_rate: Peak rate of Adam.
+      learning_rate: Peak rate of Adam; with model.mup_base_width that of a model of the base's
+        width, as eps is then (optim.width_scaling).
       muon_learning_rate: Peak rate of Muon; the update of a matrix [in, out] is scaled by
         sqrt(max(1, out / in)).
       schedule: "constant", "linear", "cosine" or "wsd".

@@ -12,6 +12,7 @@ from gpt_jax.optim import schedules
 from gpt_jax.optim.config import OptimizerConfig
 from gpt_jax.optim.durations import Clock, Duration
 from gpt_jax.optim.layer_decay import scale_by_layer
+from gpt_jax.optim.width_scaling import STANDARD, WidthScaling, scale_gradients, scale_rates
 from gpt_jax.types import Array, Tree
 
 # Which axes of a weight Muon takes as rows and columns, from the end: a leading axis of stacked
@@ -40,11 +41,20 @@ def learning_rate(config: OptimizerConfig, clock: Clock) -> Callable[[Array | in
     )
 
 
-def make_optimizer(config: OptimizerConfig, clock: Clock) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, clock: Clock, scaling: WidthScaling = STANDARD
+) -> optax.GradientTransformation:
     """The optax chain: clipping, the named optimizer with its schedule, the rates of the layers.
 
     Parameters that are None (trees.select) are frozen: they have no slots and no updates.
+
+    Args:
+      config: The optimizer's.
+      clock: Of the run.
+      scaling: How much wider and deeper the model is than that of config.learning_rate and
+        config.eps (muP); (1, 1) in the standard parametrisation.
     """
+    scaled = scaling != STANDARD
     rate = learning_rate(config, clock)
     decay_mask = _decay_mask if config.weight_decay else None
     if config.name == "muon":
@@ -61,15 +71,17 @@ def make_optimizer(config: OptimizerConfig, clock: Clock) -> optax.GradientTrans
             muon_weight_dimension_numbers=_muon_axes,
         )
     else:
-        update = optax.adamw(
-            rate,
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay if config.name == "adamw" else 0.0,
-            mask=decay_mask,
+        weight_decay = config.weight_decay if config.name == "adamw" else 0.0
+        update = optax.chain(
+            optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+            # Before the decay, which muP keeps: a rate over m with a decay times m.
+            *([scale_rates(scaling)] if scaled else []),
+            optax.add_decayed_weights(weight_decay, decay_mask),
+            optax.scale_by_learning_rate(rate),
         )
-    chain = [update]
+    chain = [scale_gradients(scaling), update] if scaled else [update]
+    if scaled and config.name == "muon":
+        chain.append(scale_rates(scaling, muon=True))
     if config.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.layer_decay != 1:
