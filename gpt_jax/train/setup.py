@@ -18,6 +18,7 @@ from gpt_jax.objectives.objectives import Objective, make_objective
 from gpt_jax.optim.durations import Clock, Duration
 from gpt_jax.optim.optimizers import learning_rate, make_optimizer
 from gpt_jax.optim.trainable import trainable_mask
+from gpt_jax.optim.width_scaling import WidthScaling
 from gpt_jax.parallel import sharding
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs import metrics
@@ -164,7 +165,8 @@ def set_up(
     _check_model(config, data, mesh)
     clock, total = _clock(config, data)
     model = Transformer(config.model, mesh.devices.flat[0].platform)
-    optimizer = make_optimizer(config.optimizer, clock)
+    scaling = WidthScaling(config.model.width_multiplier, config.model.depth_multiplier)
+    optimizer = make_optimizer(config.optimizer, clock, scaling)
     like = abstract_on_mesh(model, mesh)
     if config.model.lora_rank:
         check_targets(like, config.model)
