@@ -56,7 +56,6 @@ def page(title: str, body: str, figures: list[Figure]) -> str:
 
 
 def _plotly_js() -> str:
-    require_plotly()
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
