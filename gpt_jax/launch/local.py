@@ -274,6 +274,8 @@ def _before_run(cores: set[int] | None) -> Callable[[], None]:
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def prepare() -> None:
+        # Our handler, which it has until the command runs, would swallow the signal.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if cores:
             os.sched_setaffinity(0, cores)  # XLA then makes as many threads
         if libc:
