@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import jax
 import optax
-from optax import contrib
 
 from gpt_jax import trees
 from gpt_jax.optim import schedules
 from gpt_jax.optim.config import OptimizerConfig
 from gpt_jax.optim.durations import Clock, Duration
 from gpt_jax.optim.layer_decay import scale_by_layer
+from gpt_jax.optim.muon import muon
 from gpt_jax.optim.width_scaling import STANDARD, WidthScaling, scale_gradients, scale_rates
 from gpt_jax.types import Array, Tree
 
@@ -59,16 +59,16 @@ def make_optimizer(
     decay_mask = _decay_mask if config.weight_decay else None
     if config.name == "muon":
         ratio = config.muon_learning_rate / config.learning_rate
-        update = contrib.muon(
-            learning_rate=lambda step: ratio * rate(step),
-            adam_learning_rate=rate,
+        update = muon(
+            lambda step: ratio * rate(step),
+            rate,
+            _muon_axes,
             beta=config.momentum,
+            b1=config.b1,
+            b2=config.b2,
             eps=config.eps,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
             weight_decay=config.weight_decay,
-            weight_decay_mask=decay_mask,
-            muon_weight_dimension_numbers=_muon_axes,
+            decay_mask=decay_mask,
         )
     else:
         weight_decay = config.weight_decay if config.name == "adamw" else 0.0
@@ -93,11 +93,6 @@ def _decay_mask(params: Tree) -> Tree:
     return jax.tree.map(lambda excluded: not excluded, trees.match(_NO_DECAY, params))
 
 
-def _muon_axes(params: Tree) -> Tree:
-    def axes(name: str, _) -> contrib.MuonDimensionNumbers | None:
-        for pattern, (rows, columns) in _MUON_AXES.items():
-            if re.search(pattern, name):
-                return contrib.MuonDimensionNumbers(rows, columns)
-        return None
-
-    return trees.map_named(axes, params)
+def _muon_axes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    found = (axes for pattern, axes in _MUON_AXES.items() if re.search(pattern, name))
+    return next(found, None)
