@@ -37,11 +37,12 @@ SIZES = {
 LADDER = {
     1e11: ("6k", "14k", "25k", "38k", "55k", "98k"),
     3e11: ("14k", "25k", "38k", "55k", "98k", "147k"),
+    5.5e11: ("25k", "38k", "55k", "98k", "147k", "230k"),
     1e12: ("25k", "38k", "55k", "98k", "147k", "230k"),
+    1.7e12: ("38k", "55k", "98k", "147k", "230k", "307k"),
     3e12: ("38k", "55k", "98k", "147k", "230k", "442k"),
-    1e13: ("98k", "147k", "230k", "307k", "442k", "786k"),
 }
-HELD_OUT = {"size": "786k", "flops": 1e14}
+HELD_OUT = {"size": "307k", "flops": 3e13}
 # Rates of Adam (embeddings and head) and of Muon (matrices), from the sweep `learning_rate`.
 LEARNING_RATE, MUON_LEARNING_RATE = 0.05, 0.04
 BATCH_SIZE, SEQ_LEN = 8, 256
@@ -101,12 +102,12 @@ def run_of(size, flops, **more):
     names = ("model.num_layers", "model.embed_dim", "model.num_heads", "train.duration")
     flat = config.to_dict()
     changed = {name: flat[name.split(".")[0]][name.split(".")[1]] for name in names}
-    return {**changed, "group": f"{flops:.0e}".replace("e+", "e"), **more}
+    return {**changed, "group": f"{flops:g}".replace("e+", "e"), **more}
 
 
 def sweep_learning_rate():
     """Both rates by one factor, at two sizes."""
-    for size, flops in (("55k", 3e11), ("307k", 3e12)):
+    for size, flops in (("55k", 3e11), ("230k", 1e12)):
         for factor in (0.25, 0.5, 1.0, 2.0, 4.0):
             rates = (LEARNING_RATE * factor, MUON_LEARNING_RATE * factor)
             names = ("optimizer.learning_rate", "optimizer.muon_learning_rate")
@@ -121,7 +122,7 @@ def sweep_noise():
 
 
 def sweep_ladder():
-    """Six sizes at each of five budgets."""
+    """Six sizes at each of six budgets."""
     for flops, sizes in LADDER.items():
         for size in sizes:
             yield run_of(size, flops)
