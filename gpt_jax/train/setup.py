@@ -1,7 +1,6 @@
 """From a config and a work directory to everything that the loop needs."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -38,7 +37,7 @@ from gpt_jax.runs.state import (
 )
 from gpt_jax.scaling import counts
 from gpt_jax.train.initial import first_params, load_teacher
-from gpt_jax.train.step import train_step
+from gpt_jax.train.sharded_step import jit_step
 from gpt_jax.train.workdir import check_workdir, lock_workdir, write_run
 from gpt_jax.types import Tree
 
@@ -203,16 +202,9 @@ def set_up(
     receipt = write_receipt(
         workdir / layout.RECEIPT, facts, session(mesh, start), anew=not resuming
     )
-    step = functools.partial(
-        train_step,
-        model=model,
-        objective=make_objective(config.objective),
-        optimizer=optimizer,
-        teacher=teacher[0] if teacher else None,
-        num_microbatches=config.train.num_microbatches,
-        dropout=config.model.dropout > 0,
+    jitted, lower = jit_step(
+        config, model, optimizer, teacher[0] if teacher else None, where, fixed, mesh
     )
-    jitted, lower = _jitted(step, where, fixed, mesh)
     return Training(
         config=config,
         workdir=workdir,
@@ -236,20 +228,6 @@ def set_up(
         identity=f"{workdir.name}-{receipt['id']}",
         lock=lock,
     )
-
-
-def _jitted(
-    step: Callable, where: TrainState, fixed: Fixed, mesh: Mesh
-) -> tuple[Callable, Callable]:
-    """The compiled step, and what lowers it."""
-    fixed_where = jax.tree.map(lambda x: x.sharding, fixed)
-    jitted = jax.jit(
-        step,
-        in_shardings=(where, sharding.batch_sharding(mesh), fixed_where),
-        out_shardings=(where, None),
-        donate_argnums=0,
-    )
-    return sharding.on_mesh(mesh, jitted), sharding.on_mesh(mesh, jitted.lower)
 
 
 def _flops_per_token(
