@@ -10,10 +10,10 @@ import time
 
 import pytest
 from conftest import ROOT
-from report_fixtures import EVIL, ladder_rows, write_rows, write_run
+from report_fixtures import ALPHA, BETA, EVIL, A, B, E, ladder_rows, write_rows, write_run
 
 from gpt_jax.cli.main import main
-from gpt_jax.reports import figures, page, report, tables
+from gpt_jax.reports import figures, laws_section, page, report, tables
 from gpt_jax.reports.curves import loss_curves, thinned
 from gpt_jax.reports.report_runs import read_runs
 
@@ -54,6 +54,13 @@ class Reader(html.parser.HTMLParser):
                 found = [row for row in self.rows[i + 1 :] if row[0] == name]
                 return found[0][titles.index(column)]
         raise KeyError(column)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(request, monkeypatch):
+    """Intervals of a few fits: quick, and as wide as they happen to be."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(laws_section, "_DRAWS", 10)
 
 
 @pytest.fixture
@@ -155,6 +162,53 @@ def test_what_went_wrong_is_in_the_table_with_the_reason(tmp_path, no_library):
     assert read.row(rows[2]["name"], "loss") == "nan"
 
 
+def numbers(read, row, *columns):
+    return [float(read.row(row, column)) for column in columns]
+
+
+def test_planted_laws_are_found_and_shown(tmp_path, no_library):
+    path = write_rows(tmp_path / "l.jsonl", ladder_rows(noise=1e-5))
+    markup, drawn = made([path])
+    keys = ["loss_by_tokens", "loss_by_flops", "isoflop", "compute_law", "residuals"]
+    assert [figure.key for figure in drawn] == keys
+    read = Reader(markup)
+    assert read.headings[-2:] == ["Laws", "Where the figures come from"]
+    for name, true in (("E", E), ("A", A), ("B", B), ("alpha", ALPHA), ("beta", BETA)):
+        fitted, low, high = numbers(read, name, "fitted", "90% from", "90% to")
+        assert fitted == pytest.approx(true, rel=0.01) and low <= fitted <= high
+    # alpha = beta: both grow as the root of the budget.
+    assert "grows as C^0.50" in markup
+    residuals = next(figure for figure in drawn if figure.key == "residuals")
+    away = [y for series in residuals.series for y in series.y]
+    assert len(away) == 30 - 2 + 2 and max(map(abs, away)) < 0.01
+
+
+def test_who_is_not_in_the_fits_is_told_why(tmp_path, no_library):
+    rows = ladder_rows()
+    rows[-1] |= {"prediction_sha256": "12" * 32, "loss": 9.0}
+    markup, drawn = made([write_rows(tmp_path / "l.jsonl", rows)])
+    read = Reader(markup)
+    assert read.row(rows[0]["name"], "in the fits") == "yes"
+    assert read.row(rows[2]["name"], "in the fits") == "no: diverged"
+    assert read.row(rows[3]["name"], "in the fits") == "no: not finished (unfinished)"
+    assert "held out" in read.row(rows[-1]["name"], "in the fits")
+    residuals = next(figure for figure in drawn if figure.key == "residuals")
+    assert rows[-1]["name"] not in {series.run for series in residuals.series}
+
+
+def test_what_cannot_be_fitted_is_refused_with_what_is_missing(tmp_path, no_library):
+    few = write_rows(tmp_path / "few.jsonl", ladder_rows(1, 4))
+    markup, drawn = made([few])
+    assert "No L(N, D) was fitted: too few runs" in markup and "No L(C) was fitted" in markup
+    assert [figure.key for figure in drawn] == ["loss_by_tokens", "loss_by_flops"]
+    rows = ladder_rows()
+    rows[-1]["data"] = "english"
+    markup, _ = made([write_rows(tmp_path / "two.jsonl", rows)])
+    assert "of different data (english; python)" in markup and "<h2>Laws" not in markup
+    pair = write_rows(tmp_path / "pair.jsonl", ladder_rows(1, 2))
+    assert "was fitted" not in made([pair])[0]  # nobody would expect it
+
+
 def test_one_name_twice_is_told_apart_by_folder(tmp_path):
     for folder in ("x", "y"):
         write_run(tmp_path / folder, "r")
@@ -173,6 +227,7 @@ def test_a_sweeps_ledger_tells_groups_of_its_runs(tmp_path):
     assert run.row["loss"] == 2.125  # the run's own
 
 
+@pytest.mark.slow
 def test_a_hundred_runs_are_small_and_quick(tmp_path, no_library):
     path = write_rows(tmp_path / "l.jsonl", ladder_rows(10, 10))
     start = time.monotonic()

@@ -7,7 +7,7 @@ import numpy as np
 from gpt_jax.reports.figures import Figure, Series, colors
 
 _LINE = 60  # points of a law's line
-_GREY, _BLUE, _RED = "#8a939c", "#0072b2", "#d55e00"
+_GREY, _BLUE, _RED, _BLACK = "#8a939c", "#0072b2", "#d55e00", "#1c2024"
 
 
 def isoflop_figure(
@@ -43,7 +43,7 @@ def isoflop_figure(
         series.append(Series(name, tuple(line), tuple(at), color, "line", legend=False))
     sizes, losses = zip(*minima, strict=True)
     labels = tuple(f"best size of {flops:.2g} FLOPs" for flops, _ in groups)
-    series.append(Series("minimum", sizes, losses, _RED, "crosses", labels=labels))
+    series.append(Series("minimum", sizes, losses, _BLACK, "crosses", labels=labels))
     return Figure(
         "isoflop", "IsoFLOP curves",
         "Each curve is of one budget; a parabola in the logarithm of the size, and its minimum.",

@@ -1,10 +1,25 @@
-"""Laws fitted to the runs of a report."""
+"""Laws fitted to the runs of a report: isoFLOP curves, L(C) and L(N, D), intervals, residuals."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from gpt_jax.reports.figures import Figure
+from gpt_jax.reports.law_figures import compute_figure, isoflop_figure, residual_figure
+from gpt_jax.reports.page import figure_html, heading, paragraph
+from gpt_jax.reports.tables import Cell, scientific, table
+from gpt_jax.scaling.bootstrap import Bootstrap, bootstrap, interval
+from gpt_jax.scaling.fits import fit_param_data, predicted
+from gpt_jax.scaling.optima import fit_frontier, fit_minima, frontier, isoflop_minima
+from gpt_jax.scaling.points import Points, budgets, points_of
+
+_DRAWS, _LEVEL = 200, 0.9
+_FEWEST_SIZES = 3  # with fewer, nobody meant to fit anything
+_LINE = 40  # points of a law's line
+_BEYOND = 10.0  # so many times the largest budget the law is shown
+_SHARE = f"{_LEVEL:.0%}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,5 +40,173 @@ class Laws:
 
 
 def laws_section(rows: list[dict[str, Any]], palette: Mapping[str, str]) -> Laws:
-    """What laws the runs follow."""
-    return Laws()
+    """Fits what the runs allow, and shows it.
+
+    Runs whose loss was predicted are held out: a law that has seen them says nothing about them.
+
+    Args:
+      rows: As in a ledger.
+      palette: Colours by run's name.
+    """
+    held_out = {r["name"]: "held out: it was predicted" for r in rows if r.get("prediction_sha256")}
+    rows = [row for row in rows if row["name"] not in held_out]
+    if len({row.get("num_params") for row in rows}) < _FEWEST_SIZES:
+        return Laws()
+    data = sorted({str(row.get("data")) for row in rows})
+    if len(data) > 1:
+        return Laws(
+            refusal=f"No law was fitted: the runs are of different data ({'; '.join(data)})."
+        )
+    try:
+        points = points_of(rows)
+    except ValueError as error:
+        return Laws(refusal=_refusal("No law", error))
+    parts, figures, refusals = [], [], []
+    for what, show in (
+        ("No isoFLOP curve", _isoflop),
+        ("No L(C)", _compute_law),
+        ("No L(N, D)", _param_data_law),
+    ):
+        try:
+            markup, figure = show(points, palette)
+        except ValueError as error:
+            refusals.append(_refusal(what, error))
+            continue
+        parts.append(markup)
+        figures.append(figure)
+    if not figures:
+        return Laws(refusal=" ".join(refusals))
+    notes = [paragraph(words, soft=True) for words in refusals]
+    return Laws("\n".join([*parts, *notes]), tuple(figures), held_out | dict(points.excluded))
+
+
+def _refusal(what: str, error: ValueError) -> str:
+    reason = str(error).removeprefix("ledger: ").rstrip(".")
+    return f"{what} was fitted: {reason}."
+
+
+def _isoflop(points: Points, palette: Mapping[str, str]) -> tuple[str, Figure]:
+    """Loss by size for each budget with a minimum, and how the best size grows."""
+    minima = isoflop_minima(points)
+    best_params, best_tokens = fit_minima(minima)
+    shown = [i for i, minimum in enumerate(minima) if not minimum.reason]
+    groups, parabolas = [], []
+    for i, runs in enumerate(budgets(points.flops)):
+        if i in shown:
+            of_budget = [(points.names[r], points.num_params[r], points.loss[r]) for r in runs]
+            groups.append((minima[i].flops, of_budget))
+            parabolas.append(_parabola(of_budget))
+    ends = [(minima[i].num_params, minima[i].loss) for i in shown]
+    figure = isoflop_figure(groups, parabolas, ends, "parameters")
+    rows = [
+        [
+            Cell(m.flops, scientific(m.flops)),
+            *(Cell(x, scientific(x)) for x in (m.num_params, m.num_tokens)),
+            Cell(m.loss, f"{m.loss:.4f}"),
+            m.reason or "inside of the sizes",
+        ]
+        for m in minima
+    ]
+    titles = ["FLOPs", "best parameters", "tokens", "loss", "minimum"]
+    words = (
+        f"By the minima, the best number of parameters grows as C^{best_params.p:.3f} and that of "
+        f"tokens as C^{best_tokens.p:.3f}."
+    )
+    markup = heading("Best size of a budget") + paragraph(words) + table(titles, rows)
+    return markup + figure_html(figure), figure
+
+
+def _parabola(runs: list[tuple[str, float, float]]) -> tuple[float, float, float]:
+    """As optima.isoflop_minima has it: through the best run of each size."""
+    best: dict[float, float] = {}
+    for _, size, loss in runs:
+        best[size] = min(loss, best.get(size, np.inf))
+    square, linear, constant = np.polyfit(np.log(list(best)), list(best.values()), 2)
+    return float(square), float(linear), float(constant)
+
+
+def _compute_law(points: Points, palette: Mapping[str, str]) -> tuple[str, Figure]:
+    """L(C) through the best run of each budget."""
+    found = bootstrap(points, fit_frontier, _DRAWS, within_budgets=True)
+    best = frontier(points)
+    line = np.geomspace(points.flops.min(), _BEYOND * points.flops.max(), _LINE)
+    low, high = interval(found, lambda law: law.predict(line), _LEVEL)
+    figure = compute_figure(
+        list(zip(points.names, points.flops, points.loss, strict=True)),
+        list(zip(best.flops, best.loss, strict=True)),
+        list(zip(line, found.law.predict(line), low, high, strict=True)),
+        _LEVEL,
+        "A power law of the lowest loss of each budget, up to ten times the largest budget. The "
+        "interval is for the loss of a new run.",
+    )
+    title = heading("Loss by compute: " + found.law.form)
+    return title + _constants(found) + _fit_words(found, best) + figure_html(figure), figure
+
+
+def _param_data_law(points: Points, palette: Mapping[str, str]) -> tuple[str, Figure]:
+    """L(N, D) through all runs."""
+    found = bootstrap(points, fit_param_data, _DRAWS)
+    figure = residual_figure(
+        list(
+            zip(points.names, points.flops, points.loss, predicted(found.law, points), strict=True)
+        ),
+        palette,
+        "L(N, D)",
+    )
+    parts = [
+        heading("Loss by parameters and tokens: " + found.law.form),
+        _constants(found),
+        _fit_words(found, points),
+        _optima(points, found),
+        figure_html(figure),
+    ]
+    return "".join(parts), figure
+
+
+def _constants(found: Bootstrap) -> str:
+    """A law's constants with intervals over runs drawn again."""
+    rows = []
+    for field in dataclasses.fields(found.law):
+        low, high = found.spread(lambda law, name=field.name: getattr(law, name), _LEVEL)
+        numbers = (getattr(found.law, field.name), low, high)
+        rows.append([field.name, *(Cell(float(x), f"{x:.4g}") for x in numbers)])
+    return table(["constant", "fitted", f"{_SHARE} from", f"{_SHARE} to"], rows)
+
+
+def _fit_words(found: Bootstrap, points: Points) -> str:
+    return paragraph(
+        f"{len(points)} runs; one lies {found.noise:.2%} from the law (standard deviation of the "
+        f"logarithm). Intervals: {len(found.laws)} fits to runs drawn again, seed {found.seed}.",
+        soft=True,
+    )
+
+
+def _optima(points: Points, found: Bootstrap) -> str:
+    """The best size and tokens, by the law, for budgets of the runs and one beyond."""
+    cost = float(np.median(points.flops / (points.num_params * points.num_tokens)))
+    low, high = points.flops.min(), _BEYOND * points.flops.max()
+    rows = []
+    try:
+        for flops in np.geomspace(low, high, round(np.log10(high / low)) + 1):
+            params, tokens = found.law.optimum(flops, cost)
+            loss = float(found.law.predict(params, tokens))
+            ends = interval(found, lambda law, p=params, d=tokens: law.predict(p, d), _LEVEL)
+            cells = (scientific(x) for x in (flops, params, tokens))
+            values = (float(x) for x in (flops, params, tokens))
+            rows.append(
+                [
+                    *map(Cell, values, cells),
+                    Cell(float(tokens / params), f"{tokens / params:.3g}"),
+                    *(Cell(float(x), f"{x:.4f}") for x in (loss, *ends)),
+                ]
+            )
+        low, high = found.spread(lambda law: law.params_exponent, _LEVEL)
+    except ValueError as error:  # no optimum: one term is nothing
+        return paragraph(str(error))
+    titles = ["FLOPs", "best parameters", "tokens", "tokens a parameter", "loss"]
+    words = (
+        f"By this law the best number of parameters grows as C^{found.law.params_exponent:.3f} "
+        f"({_SHARE}: {low:.3f} to {high:.3f}), at {cost:.3g} FLOPs for a parameter and a token, "
+        "the median of the runs. N counts all parameters."
+    )
+    return paragraph(words) + table([*titles, f"{_SHARE} from", f"{_SHARE} to"], rows)

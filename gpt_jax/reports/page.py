@@ -82,6 +82,11 @@ def section(title: str, *parts: str) -> str:
     return f"<section>\n<h2>{text(title)}</h2>\n{inside}\n</section>" if inside else ""
 
 
+def heading(words: str) -> str:
+    """A heading inside a section."""
+    return f"<h3>{text(words)}</h3>"
+
+
 def paragraph(words: str, soft: bool = False) -> str:
     """Text as a paragraph; soft: small and grey."""
     return f"<p{' class=soft' if soft else ''}>{text(words)}</p>"
