@@ -52,7 +52,8 @@ def bootstrap(
       fit: From Points to a law, such as fits.fit_param_data or optima.fit_frontier.
       draws: Number of laws.
       seed: Of the draws: the same seed, the same laws.
-      within_budgets: Draw inside each budget (points.budgets), so that each keeps its number of runs.
+      within_budgets: Draw inside each budget (points.budgets), so that each keeps its number of
+      runs.
 
     Raises:
       ValueError: The points do not suffice for the fit, or hardly any draw of them does.
@@ -96,8 +97,8 @@ def interval(
 ) -> tuple[Any, Any]:
     """Interval for the loss of a new run: the laws' spread and the noise of a run.
 
-    Every drawn law's prediction is spread by Student's t with the noise's degrees of freedom, on the
-    logarithm of the loss.
+    Every drawn law's prediction is spread by Student's t with the noise's degrees of freedom, on
+    the logarithm of the loss.
 
     Args:
       found: Of `bootstrap`.

@@ -9,9 +9,8 @@ import itertools
 from typing import Any
 
 import numpy as np
-from scipy import optimize
 
-from gpt_jax.scaling import projection
+from gpt_jax.scaling import huber, projection
 from gpt_jax.scaling.laws import ComputeLaw, OvertrainingLaw, ParamDataLaw, RepeatedDataLaw
 from gpt_jax.scaling.points import Points, require
 
@@ -64,8 +63,8 @@ def fit_param_data(points: Points, method: str = "vpnls") -> ParamDataLaw:
     Args:
       points: At least 6 runs with 3 sizes and 3 amounts of tokens.
       method: "vpnls": least squares of the loss, alpha and beta by search, E, A, B not below 0
-        (variable projection). "huber": Chinchilla's third approach (arXiv:2203.15556, appendix D.3):
-        the sum of Huber losses (1e-3) of the logarithms; ill-conditioned, so a cross-check.
+        (variable projection). "huber": Chinchilla's third approach (arXiv:2203.15556, appendix
+        D.3): the sum of Huber losses (1e-3) of the logarithms; ill-conditioned, so a cross-check.
 
     Raises:
       ValueError: An unknown method, or too few points.
@@ -109,11 +108,10 @@ def fit_overtraining(points: Points) -> OvertrainingLaw:
     return OvertrainingLaw(E=E, a=a, b=b, eta=float(exponents[0, 0]))
 
 
-_DELTA = 1e-3
 _STARTS = {  # arXiv:2203.15556, appendix D.3
-    "a": np.arange(0.0, 26.0, 5.0),
-    "b": np.arange(0.0, 26.0, 5.0),
-    "e": np.arange(-1.0, 1.1, 0.5),
+    "log A": np.arange(0.0, 26.0, 5.0),
+    "log B": np.arange(0.0, 26.0, 5.0),
+    "log E": np.arange(-1.0, 1.1, 0.5),
     "alpha": np.arange(0.0, 2.1, 0.5),
     "beta": np.arange(0.0, 2.1, 0.5),
 }
@@ -122,67 +120,35 @@ _STARTS = {  # arXiv:2203.15556, appendix D.3
 def huber_objective(law: ParamDataLaw, points: Points) -> float:
     """Sum over points of Huber_1e-3(log L(N, D) - log loss): what "huber" makes least."""
     constants = np.array([np.log(law.A), np.log(law.B), np.log(law.E), law.alpha, law.beta])
-    value, _ = _huber(constants, np.log(points.num_params), np.log(points.num_tokens), points)
-    return float(value)
+    design = _design(np.log(points.num_params), np.log(points.num_tokens))
+    return huber.objective(constants, design, np.log(points.loss))[0]
 
 
-def fit_huber(points: Points, num_starts: int = 8) -> ParamDataLaw:
-    """Chinchilla's third approach: L-BFGS over log A, log B, log E, alpha, beta.
-
-    The objective is computed at every point of the published grid of starts; from the best
-    `num_starts` of them the search is run to the end, with an analytic gradient and with log N and
-    log D around their means, where the problem is better conditioned. The sum, not the mean: with the
-    mean, tolerances stop the search early (arXiv:2404.10102).
-    """
+def fit_huber(points: Points) -> ParamDataLaw:
+    """Chinchilla's third approach: huber.search from the published grid of 4,500 starts."""
     size, tokens = np.log(points.num_params), np.log(points.num_tokens)
-    middle = size.mean(), tokens.mean()
-    size, tokens = size - middle[0], tokens - middle[1]
     starts = np.array(list(itertools.product(*_STARTS.values())))
-    starts[:, 0] -= starts[:, 3] * middle[0]
-    starts[:, 1] -= starts[:, 4] * middle[1]
-    values = np.array([_huber(start, size, tokens, points)[0] for start in starts])
-    best, least = starts[0], np.inf
-    for start in starts[np.argsort(values, kind="stable")[:num_starts]]:
-        found = optimize.minimize(
-            _huber,
-            start,
-            args=(size, tokens, points),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": 5000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 30},
-        )
-        if found.fun < least:
-            best, least = found.x, found.fun
-    a, b, e, alpha, beta = map(float, best)
+    # Around the means of log N and log D, where the constants hang less together.
+    starts[:, 0] -= starts[:, 3] * size.mean()
+    starts[:, 1] -= starts[:, 4] * tokens.mean()
+    design = _design(size - size.mean(), tokens - tokens.mean())
+    (a, b, e, alpha, beta), _ = huber.search(design, np.log(points.loss), starts)
     return ParamDataLaw(
         E=float(np.exp(e)),
-        A=float(np.exp(a + alpha * middle[0])),
-        B=float(np.exp(b + beta * middle[1])),
-        alpha=alpha,
-        beta=beta,
+        A=float(np.exp(a + alpha * size.mean())),
+        B=float(np.exp(b + beta * tokens.mean())),
+        alpha=float(alpha),
+        beta=float(beta),
     )
 
 
-def _huber(
-    constants: np.ndarray, size: np.ndarray, tokens: np.ndarray, points: Points
-) -> tuple[float, np.ndarray]:
-    """The objective and its gradient for (log A, log B, log E, alpha, beta)."""
-    a, b, e, alpha, beta = constants
-    terms = np.stack([a - alpha * size, b - beta * tokens, np.full_like(size, e)])
-    top = terms.max(0)
-    shares = np.exp(terms - top)
-    total = shares.sum(0)
-    residual = top + np.log(total) - np.log(points.loss)
-    shares = shares / total
-    near = np.abs(residual) <= _DELTA
-    losses = np.where(near, residual**2 / 2, _DELTA * (np.abs(residual) - _DELTA / 2))
-    slope = np.clip(residual, -_DELTA, _DELTA)
-    of_size, of_tokens, of_constant = shares @ slope
-    gradient = [
-        of_size,
-        of_tokens,
-        of_constant,
-        -(shares[0] * slope * size).sum(),
-        -(shares[1] * slope * tokens).sum(),
-    ]
-    return losses.sum(), np.array(gradient)
+def _design(size: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """[terms, points, constants] for (log A, log B, log E, alpha, beta)."""
+    one, zero = np.ones_like(size), np.zeros_like(size)
+    return np.array(
+        [
+            np.stack([one, zero, zero, -size, zero], 1),
+            np.stack([zero, one, zero, zero, -tokens], 1),
+            np.stack([zero, zero, one, zero, zero], 1),
+        ]
+    )

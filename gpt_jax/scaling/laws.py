@@ -1,8 +1,8 @@
 """Scaling laws: frozen numbers with a `predict`.  numpy alone.
 
-num_params, num_tokens and flops are counted as the points of the fit were (docs/scaling.md); losses are
-nats a token. `form` is the formula as people write it, with N for num_params, D for num_tokens and C
-for flops. `predict` takes numbers or arrays and broadcasts.
+num_params, num_tokens and flops are counted as the points of the fit were (docs/scaling.md);
+losses are nats a token. `form` is the formula as people write it, with N for num_params, D for
+num_tokens and C for flops. `predict` takes numbers or arrays and broadcasts.
 """
 
 import dataclasses
@@ -150,7 +150,8 @@ class TransferLaw:
 class UnifiedTransferLaw:
     """Loss of a finetuned model where data are few (arXiv:2102.01293, the unified form).
 
-    Kaplan's L(N, D) with the effective data in the place of D; D_F itself is small beside D_T there.
+    Kaplan's L(N, D) with the effective data in the place of D; D_F itself is small beside D_T
+    there.
     """
 
     form: ClassVar[str] = "L = ((N_c / N)^(alpha_n / alpha_d) + D_c / D_T(D_F, N))^alpha_d"

@@ -1,4 +1,4 @@
-"""The best size for a budget: Chinchilla's first approach (envelope) and second (isoFLOP curves)."""
+"""The best size for a budget: Chinchilla's first approach (envelope), second (isoFLOP curves)."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,13 +57,14 @@ def isoflop_minima(
 
     Args:
       points: Runs; budgets are found by points.budgets.
-      method: "parabola": least squares of the loss over log num_params through all runs of the budget
-        (arXiv:2203.15556, section 3.2), biased where runs lie unevenly around the minimum. "akima":
-        Akima's interpolation of log loss, 25 places between two runs (arXiv:2406.19146, appendix).
+      method: "parabola": least squares of the loss over log num_params through all runs of the
+        budget (arXiv:2203.15556, section 3.2), biased where runs lie unevenly around the minimum.
+        "akima": Akima's interpolation of log loss, 25 places between two runs (arXiv:2406.19146,
+        appendix).
       tolerance: Of a budget's FLOPs.
-      draws: With "akima": how often noise is added to the losses. The minimum is then the median over
-        the draws, and `spread` their standard deviation, divided by the share of the draws that have
-        an inner minimum and not below a third of the distance between two runs.
+      draws: With "akima": how often noise is added to the losses. The minimum is then the median
+        over the draws, and `spread` their standard deviation, divided by the share of the draws
+        that have an inner minimum and not below a third of the distance between two runs.
       noise: Standard deviation of a loss, nats; a function of the losses is allowed too.
       seed: Of the noise.
 
@@ -158,7 +159,8 @@ def fit_envelope(curves: Sequence[Curve], num: int = 1500) -> tuple[PowerLaw, Co
     At `num` budgets the run with the lowest loss (between its evaluations by interpolation over
     log FLOPs) gives the size. Budgets that fewer than two sizes reach do not count, nor those where
     the smallest or the largest size of all is best: there the best size lies outside. Curves of a
-    decaying learning rate are above what a run of that length would reach, so this is a cross-check.
+    decaying learning rate are above what a run of that length would reach, so this is a
+    cross-check.
 
     Returns:
       num_params as a power law of the budget, and L(C) of the envelope.
@@ -169,8 +171,8 @@ def fit_envelope(curves: Sequence[Curve], num: int = 1500) -> tuple[PowerLaw, Co
     sizes = np.array([curve.num_params for curve in curves])
     if len(np.unique(sizes)) < 4:
         raise ValueError(
-            f"ledger: {len(np.unique(sizes))} sizes with a curve, an envelope needs 4 (the smallest "
-            "and the largest are its ends)"
+            f"ledger: {len(np.unique(sizes))} sizes with a curve, an envelope needs 4 (the "
+            "smallest and the largest are its ends)"
         )
     grid = np.geomspace(
         min(curve.flops.min() for curve in curves), max(curve.flops.max() for curve in curves), num

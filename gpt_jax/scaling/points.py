@@ -70,7 +70,8 @@ def points_of(rows: Iterable[Row], *, params: str = "num_params", loss: str = "l
       loss: The key of the measure: "loss", "best_loss", "bits_per_byte".
 
     Returns:
-      Points in the rows' order. Excluded is what did not finish, diverged, or has no finite measure.
+      Points in the rows' order. Excluded is what did not finish, diverged, or has no finite
+      measure.
 
     Raises:
       ValueError: An unknown count, or no run is left; the text names the excluded ones.
@@ -157,8 +158,8 @@ def require(points: Points, law: str, *, runs: int, sizes: int = 1, amounts: int
 def budgets(flops: np.ndarray, tolerance: float = 0.25) -> list[np.ndarray]:
     """Numbers of the runs of each budget, from the smallest on.
 
-    Runs planned for one budget differ a little, as sizes and steps are whole numbers: a budget holds
-    what lies within `tolerance` of its smallest run.
+    Runs planned for one budget differ a little, as sizes and steps are whole numbers: a budget
+    holds what lies within `tolerance` of its smallest run.
     """
     found: dict[float, list[int]] = collections.OrderedDict()
     for run in np.argsort(flops, kind="stable"):

@@ -2,10 +2,10 @@
 
   y = c_0 + sum_j c_j exp(-sum_k e_k F_jk),   c >= 0
 
-For given exponents e the coefficients are a linear least-squares problem with three unknowns or fewer,
-so that only the exponents are searched (variable projection). That is far better conditioned than a
-search of all constants at once. Many weightings of the same points, as a bootstrap draws them, are
-solved together: everything is an array with a leading axis of weightings.
+For given exponents e the coefficients are a linear least-squares problem with three unknowns or
+fewer, so that only the exponents are searched (variable projection). That is far better
+conditioned than a search of all constants at once. Many weightings of the same points, as a
+bootstrap draws them, are solved together: everything is an array with a leading axis of weightings.
 """
 
 import itertools
@@ -32,7 +32,8 @@ def fit_powers(
       bounds: Of each exponent.
 
     Returns:
-      Exponents [weightings, exponents] and coefficients [weightings, 1 + terms], the constant first.
+      Exponents [weightings, exponents] and coefficients [weightings, 1 + terms], the constant
+      first.
     """
     # Around their mean, so that columns are near 1 whatever the units; undone at the end.
     middle = features.mean(-1, keepdims=True)
@@ -58,7 +59,7 @@ def fit_powers(
 def _best(
     features: np.ndarray, y: np.ndarray, weights: np.ndarray, exponents: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each weighting's candidates [weightings, candidates, exponents] the best, and its number."""
+    """Of candidates [weightings, candidates, exponents] each weighting's best, and its number."""
     columns = np.exp(-np.einsum("wgk,jkn->wgjn", exponents, features))
     ones = np.ones_like(columns[:, :, :1])
     columns = np.concatenate([ones, columns], 2)  # [weightings, candidates, 1 + terms, points]
