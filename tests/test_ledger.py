@@ -1,5 +1,6 @@
 """The ledger: what a row says of runs that ended in every way, and the file itself."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -10,7 +11,8 @@ from conftest import ROOT
 
 from gpt_jax.runs.config import run_config
 from gpt_jax.runs.config_file import load_config
-from gpt_jax.runs.ledger import config_sha, ledger_row, read_ledger, run_steps, write_ledger
+from gpt_jax.runs.identity import config_sha, of_the_numbers
+from gpt_jax.runs.ledger import ledger_row, read_ledger, run_steps, write_ledger
 from gpt_jax.scaling import counts
 
 SPEC = str(ROOT / "configs" / "gpt.py:size=100k,debug")
@@ -154,7 +156,10 @@ def test_embeddings_are_counted_as_by_scaling_counts(tmp_path, spec):
 def test_the_file_is_sorted_and_replaced(tmp_path):
     path = tmp_path / "folder" / "ledger.jsonl"
     write_ledger(path, [{"name": "b", "loss": 2.0}, {"name": "a", "loss": math.nan}])
-    assert [row["name"] for row in read_ledger(path)] == ["a", "b"]
+    assert path.read_text() == '{"name": "a", "loss": "nan"}\n{"name": "b", "loss": 2.0}\n'
+    with open(path) as reading:  # who has it open reads all of what it was
+        write_ledger(path, [{"name": "a", "loss": 1.0}])
+        assert len(reading.readlines()) == 2
     before = path.read_text()
     with pytest.raises(TypeError):
         write_ledger(path, [{"name": "c", "loss": object()}])
@@ -179,7 +184,12 @@ def test_a_bad_ledger_or_run_is_named(tmp_path):
 def test_a_config_has_one_sha(tmp_path):
     values = load_config(SPEC)[0]
     config = run_config(values)
-    assert config_sha(config) == config_sha(run_config(json.loads(json.dumps(config.to_dict()))))
+    kept = json.loads(json.dumps(config.to_dict()))  # as config.json gives it
+    assert config_sha(config) == config_sha(run_config(kept))
+    text = json.dumps(of_the_numbers(config), sort_keys=True, separators=(",", ":"))
+    assert config_sha(config) == hashlib.sha256(text.encode()).hexdigest()
+    kept["train"]["log_every"] = 3  # only watches
+    assert config_sha(config) == config_sha(run_config(kept))
     assert config_sha(config) != config_sha(run_config({**values, "seed": 1}))
 
 

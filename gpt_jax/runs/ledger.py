@@ -3,7 +3,6 @@
 docs/sweeps.md tells what each key means.
 """
 
-import hashlib
 import json
 import math
 import statistics
@@ -14,6 +13,7 @@ from etils import epath
 
 from gpt_jax.runs.best import metric_mode, should_stop
 from gpt_jax.runs.config import RunConfig, run_config
+from gpt_jax.runs.identity import config_sha
 from gpt_jax.runs.metrics import read_rows
 
 FINISHED, UNFINISHED, FAILED, DIVERGED = "finished", "unfinished", "failed", "diverged"
@@ -88,12 +88,6 @@ def ledger_row(
         "evaluations": _evaluations(workdir / _EVALUATIONS),
         "overrides": dict(overrides or {}),
     }
-
-
-def config_sha(config: RunConfig) -> str:
-    """The sha256 of a resolved config: of its JSON with sorted keys and no spaces."""
-    text = json.dumps(config.to_dict(), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run_steps(workdir: epath.PathLike) -> tuple[int, int]:
