@@ -156,6 +156,7 @@ def draw_png(figure: Figure, folder: epath.PathLike) -> epath.Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     canvas, axes = plt.subplots(figsize=(7, 4.5), dpi=140, layout="constrained")
     for series in figure.series:
@@ -169,6 +170,8 @@ def draw_png(figure: Figure, folder: epath.PathLike) -> epath.Path:
     for side, is_log in (("x", figure.x_log), ("y", figure.y_log)):
         if is_log and all(_positive(s, side) for s in figure.series):
             axes.set(**{f"{side}scale": "log"})
+            # Labels of 2 and 5 between the powers: more would overlap.
+            getattr(axes, f"{side}axis").set_minor_locator(LogLocator(subs=(2, 5)))
     title = figure.title.replace("$", r"\$")
     axes.set(xlabel=figure.x_label, ylabel=figure.y_label, title=title)
     axes.grid(alpha=0.3)

@@ -101,7 +101,7 @@ def _isoflop(points: Points, palette: Mapping[str, str]) -> tuple[str, Figure]:
     rows = [
         [
             Cell(m.flops, scientific(m.flops)),
-            *(Cell(x, scientific(x)) for x in (m.num_params, m.num_tokens)),
+            *(Cell(x, scientific(None if m.reason else x)) for x in (m.num_params, m.num_tokens)),
             Cell(m.loss, f"{m.loss:.4f}"),
             m.reason or "inside of the sizes",
         ]
