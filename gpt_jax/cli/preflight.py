@@ -43,15 +43,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         devices = topologies.devices(topology, cache_dir())
         flight = preflight.fly(config, topology, devices)
         if flight.step:
-            print("\n".join(preflight.report(flight, price)), flush=True)
+            say("\n".join(preflight.report(flight, price)))
             continue
         fits = False
-        print(f"{topology.name}: {flight.refusal}\n  tried in its place:", flush=True)
-        found = preflight.nearest_fit(
-            config, topology, devices, lambda text: print(text, flush=True)
-        )
+        say(f"{topology.name}: {flight.refusal}\n  tried in its place:")
+        found = preflight.nearest_fit(config, topology, devices, say)
         if found is None:
-            print("  none of these fits; take more chips or a smaller model")
+            say("  none of these fits; take more chips or a smaller model")
         else:
-            print("\n".join(preflight.report(found[1], price)), flush=True)
+            say("\n".join(preflight.report(found[1], price)))
     return 0 if fits else 2

@@ -175,7 +175,7 @@ class _Loop:
         t = self._training
         index = step + int(t.state.index) - int(t.state.step)
         rows = t.data.train.describe(t.config.seed, t.config.train.batch_size, index)
-        t.checkpoints.wait()  # a step is good when all of it is saved
+        t.checkpoints.settle()  # a step is good when all of it is saved
         steps = t.checkpoints.steps()
         good = f"the last good checkpoint is {steps[-1]}" if steps else "no checkpoint was saved"
         return (
@@ -228,6 +228,8 @@ class _Loop:
 
     def _finish(self, step: int, signal_name: str | None) -> int:
         t = self._training
+        if not t.checkpoints.settle():
+            self._save(step)  # once more: a run should not end without its last step
         t.checkpoints.wait()
         rows = metrics.read_rows(t.workdir / layout.METRICS)
         draw_loss_curve(rows, t.workdir / layout.LOSS_CURVE, title=t.workdir.name)

@@ -92,9 +92,9 @@ def nearest_fit(
     """
     tries = 0
     for change in _changes(config, topology.slices):
-        changed = with_fields(config, change)
         words = " ".join(f"--config.{name}={value}" for name, value in change.items())
         try:
+            changed = with_fields(config, change)
             state = abstract_run(changed, devices).state_bytes
         except ValueError:
             continue  # heads or rows that do not divide

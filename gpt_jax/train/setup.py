@@ -33,12 +33,14 @@ from gpt_jax.runs.state import (
     all_params,
     make_draw,
     make_init,
+    run_once,
     shardings,
 )
 from gpt_jax.scaling import counts
+from gpt_jax.train.early_compile import compile_early, fixed_shapes, state_shapes
 from gpt_jax.train.initial import first_params, load_teacher
 from gpt_jax.train.sharded_step import jit_step
-from gpt_jax.train.workdir import check_workdir, lock_workdir, write_run
+from gpt_jax.train.workdir import check_same_run, check_workdir, lock_workdir, write_run
 from gpt_jax.types import Tree
 
 
@@ -173,19 +175,29 @@ def set_up(
     init = make_init(model, optimizer, config.seed, mask)
     where = shardings(model, init, mesh)
     teacher = _teacher(config, mesh)
+    state_like = state_shapes(init, where)
+    fixed_like = fixed_shapes(like, mask, teacher[1] if teacher else None)
+    jitted, lower = jit_step(
+        config, model, optimizer, teacher[0] if teacher else None, where, fixed_like, mesh
+    )
+    step = compile_early(jitted, lower, state_like, fixed_like, data, config.train.batch_size, mesh)
     first = None if resuming else _first(config, model, init, where, mask, mesh, data)
 
     lock = lock_workdir(workdir)
     if first is not None:
         write_run(workdir, config, data, first[1])
-    checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, keep=config.train.keep)
+    checkpoints = Checkpoints(
+        workdir / layout.CHECKPOINTS,
+        keep=config.train.keep,
+        keep_every=config.train.keep_every_steps(clock),
+    )
     metadata = {
         "data": data.fingerprints(),
         "config": config.to_dict(),
         "teacher": fingerprint(teacher[1]) if teacher else "",
     }
     if first is None:
-        state, start = _restored(checkpoints, init, where, data, metadata["teacher"])
+        state, start = _restored(checkpoints, state_like, config, data, metadata["teacher"])
         frozen = _restored_base(workdir, like, mask)
     else:
         (state, frozen), start = first, 0
@@ -201,9 +213,6 @@ def set_up(
     facts = _facts(config, data, trees.num_elements(all_params(state, fixed)), flops, total)
     receipt = write_receipt(
         workdir / layout.RECEIPT, facts, session(mesh, start), anew=not resuming
-    )
-    jitted, lower = jit_step(
-        config, model, optimizer, teacher[0] if teacher else None, where, fixed, mesh
     )
     return Training(
         config=config,
@@ -221,7 +230,7 @@ def set_up(
         clock=clock,
         learning_rate=jax.jit(learning_rate(config.optimizer, clock)),  # one compilation, not ten
         flops_per_token=flops,
-        step=jitted,
+        step=step,
         lower=lower,
         checkpoints=checkpoints,
         metadata=metadata,
@@ -283,15 +292,14 @@ def _teacher(config: RunConfig, mesh: Mesh) -> tuple[Transformer, Tree] | None:
 
 def _first(config, model, init, where, mask, mesh, data) -> tuple[TrainState, Tree | None]:
     """The first state and the frozen parameters (None: all are trained)."""
-    state = sharding.on_mesh(mesh, jax.jit(init, out_shardings=where))()
+    state = run_once(init, where, mesh)
     all_trained = all(jax.tree.leaves(mask))
     if all_trained and not config.init.source and not config.init.word_vectors:
         return state, None
     drawn = state.params
     if not all_trained:
         places = jax.tree.map(lambda leaf: leaf.sharding, abstract_on_mesh(model, mesh))
-        draw = jax.jit(make_draw(model, config.seed), out_shardings=places)
-        drawn = sharding.on_mesh(mesh, draw)()
+        drawn = run_once(make_draw(model, config.seed), places, mesh)
     params = first_params(drawn, config, model, mesh, data)
     frozen = None
     if not all_trained:
@@ -300,15 +308,14 @@ def _first(config, model, init, where, mask, mesh, data) -> tuple[TrainState, Tr
 
 
 def _restored(
-    checkpoints: Checkpoints, init, where, data: PreparedData, teacher: str
+    checkpoints: Checkpoints,
+    like: TrainState,
+    config: RunConfig,
+    data: PreparedData,
+    teacher: str,
 ) -> tuple[TrainState, int]:
-    step = checkpoints.steps()[-1]
-    like = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(init),
-        where,
-    )
-    state, manifest = checkpoints.restore(step, like)
+    state, manifest, step = checkpoints.newest_good(like)
+    check_same_run(manifest.get("config"), config, f"checkpoint {step} of {checkpoints.directory}")
     data.check_fingerprints(manifest["data"])
     if manifest.get("teacher", teacher) != teacher:
         raise ValueError(

@@ -2,7 +2,8 @@
 
 import fcntl
 import json
-from typing import IO
+import os
+from typing import IO, Any
 
 from etils import epath
 
@@ -11,6 +12,7 @@ from gpt_jax.data.pipeline import PreparedData
 from gpt_jax.runs import run as layout
 from gpt_jax.runs.checkpoints import save_params
 from gpt_jax.runs.config import RunConfig, flatten, run_config
+from gpt_jax.runs.quarantine import damaged
 from gpt_jax.runs.receipt import write_json
 from gpt_jax.types import Tree
 
@@ -19,7 +21,7 @@ from gpt_jax.types import Tree
 _MAY_CHANGE = (
     "model.scan", "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.duration", "train.log_every", "train.eval_every", "train.eval_batches",
-    "train.checkpoint_every", "train.keep", "train.sample_prompts", "train.sample_tokens",
+    "train.checkpoint_every", "train.keep", "train.keep_every", "train.sample_prompts", "train.sample_tokens",
     "train.tensorboard", "train.wandb", "train.profile", "train.patience", "tasks.eval_examples",
     "tasks.max_new_tokens",
     # Where the corpus lies may change; what it holds is checked by its fingerprint.
@@ -34,8 +36,9 @@ def check_workdir(workdir: epath.Path, config: RunConfig) -> bool:
 
     Raises:
       ValueError: It holds another run or something else; the first field that differs is named
-        with both values.
+        with both values. Or it is not ours to write.
     """
+    _refuse_read_only(workdir)
     if not workdir.exists():
         return False
     if not workdir.is_dir():
@@ -52,19 +55,40 @@ def check_workdir(workdir: epath.Path, config: RunConfig) -> bool:
         return False
     if not _saved_steps(workdir):
         return False  # nothing was trained: the config may be mended and the run begun again
-    old = flatten(run_config(json.loads(path.read_text())).to_dict())
-    for name, value in flatten(config.to_dict()).items():
-        if name not in _MAY_CHANGE and old[name] != value:
-            raise ValueError(
-                f"{name}: {value!r} in the config, but the run in {str(workdir)!r} has "
-                f"{old[name]!r}; give another --workdir to train anew"
-            )
+    check_same_run(json.loads(path.read_text()), config, f"the run in {str(workdir)!r}")
     return True
+
+
+def check_same_run(old: dict[str, Any] | None, config: RunConfig, where: str) -> None:
+    """Whether a config is that of a run, but for what may change; None: not known.
+
+    Raises:
+      ValueError: It is not; the first field that differs is named with both values.
+    """
+    before = flatten(run_config(old).to_dict()) if old else {}
+    for name, value in flatten(config.to_dict()).items():
+        if before and name not in _MAY_CHANGE and before[name] != value:
+            raise ValueError(
+                f"{name}: {value!r} in the config, but {where} has "
+                f"{before[name]!r}; give another --workdir to train anew"
+            )
+
+
+def _refuse_read_only(workdir: epath.Path) -> None:
+    for folder in (workdir / layout.CHECKPOINTS, workdir, *workdir.parents):
+        if folder.exists():
+            if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+                raise ValueError(f"--workdir: {str(folder)!r} is not ours to write")
+            if folder == workdir or not folder.is_relative_to(workdir):
+                return
 
 
 def _saved_steps(workdir: epath.Path) -> bool:
     folder = workdir / layout.CHECKPOINTS
-    return folder.exists() and any(entry.name.isdigit() for entry in folder.iterdir())
+    if not folder.exists():
+        return False
+    # Steps that were found damaged are a run too: it must not be begun anew over them.
+    return bool(damaged(folder)) or any(entry.name.isdigit() for entry in folder.iterdir())
 
 
 def lock_workdir(workdir: epath.Path) -> IO[str]:

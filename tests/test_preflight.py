@@ -1,0 +1,233 @@
+"""Preflight: names of slices, what programs send, the step without data, what fits instead."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gpt_jax.cli.main import main
+from gpt_jax.parallel.collectives import collectives
+from gpt_jax.parallel.config import MeshConfig
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.topologies import parse_topology
+from gpt_jax.runs.config import run_config
+from gpt_jax.runs.config_file import load_config
+from gpt_jax.train import preflight
+from gpt_jax.train.ahead_of_time import abstract_run, bytes_on_a_device, compile_step
+from gpt_jax.train.preflight import Flight, fly, nearest_fit, report, with_fields
+from gpt_jax.train.setup import set_up
+
+
+@pytest.mark.parametrize(
+    "name, shape, slices",
+    [
+        ("v5e-16", (4, 4), 1),
+        ("v5e-8", (2, 4), 1),
+        ("v6e-256", (16, 16), 1),
+        ("v4-512", (4, 8, 8), 1),
+        ("v4-8", (2, 2, 1), 1),
+        ("v5p-128", (4, 4, 4), 1),
+        ("2xv5e-256", (16, 16), 2),
+    ],
+)
+def test_names_of_slices(name, shape, slices):
+    topology = parse_topology(name)
+    assert (topology.shape, topology.slices) == (shape, slices)
+
+
+@pytest.mark.parametrize("name", ["v5e-3", "v5e-512", "v9-8", "16", "v4-4", "0xv5e-16", "v5e-2"])
+def test_no_such_slice(name):
+    with pytest.raises(ValueError, match=f"--topology: '{name}'"):
+        parse_topology(name)
+
+
+# What a program sends.
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+def compiled(mesh, fn, *arrays, out):
+    """The text of fn; each array is (shape, spec)."""
+    args = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+        for shape, spec in arrays
+    ]
+    out = NamedSharding(mesh, PartitionSpec(*out))
+    return jax.jit(fn, out_shardings=out).lower(*args).compile().as_text()
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
+def test_a_gather_is_of_its_axis(mesh, axis):
+    text = compiled(mesh, lambda x: x, ((64, 32), (axis,)), out=())
+    (row,) = collectives(text, mesh)
+    assert (row.axes, row.kind, row.count) == ((axis,), "all-gather", 1)
+    assert row.bytes == 64 * 32 * 4 / 2  # of two devices each sends its half
+
+
+def test_a_sum_over_two_axes_sends_twice_the_rest(mesh):
+    arrays = ((16, 64), (None, ("data", "tensor"))), ((64, 8), (("data", "tensor"),))
+    text = compiled(mesh, lambda x, y: x @ y, *arrays, out=())
+    (row,) = collectives(text, mesh)
+    assert (row.axes, row.kind) == (("data", "tensor"), "all-reduce")
+    assert row.bytes == 2 * 16 * 8 * 4 * 3 / 4
+
+
+def test_what_is_in_a_loop_counts_as_often_as_it_runs(mesh):
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+
+    def fn(x, w):
+        def body(_, x):  # each time partial sums are added up
+            return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), split)
+
+        return jax.lax.fori_loop(0, 7, body, x)
+
+    arrays = ((8, 32), (None, "fsdp")), ((32, 32), ("fsdp", None))
+    text = compiled(mesh, fn, *arrays, out=(None, "fsdp"))
+    assert sum(row.count for row in collectives(text, mesh) if row.axes == ("fsdp",)) == 7
+
+
+# The step.
+
+
+def config_for(*words):
+    return run_config(load_config(str(ROOT / "configs" / "gpt.py:size=100k,debug"), words)[0])
+
+
+@pytest.fixture(scope="module")
+def config():
+    words = ("mesh.data=2", "mesh.fsdp=4", "data.vocab_size=300", "model.vocab_size=300")
+    return config_for(*words, "train.num_microbatches=1", "optimizer.name=adamw")
+
+
+@pytest.fixture(scope="module")
+def step(config):
+    return compile_step(config, jax.devices())
+
+
+def test_the_state_without_arrays_is_that_of_a_run(config, step, corpus, cache_dir, tmp_path):
+    values = config.to_dict()
+    values["data"]["path"] = str(corpus)
+    training = set_up(run_config(values), tmp_path / "run", cache_dir)
+    live = bytes_on_a_device(training.state)
+    on_first = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(training.state)
+        for shard in leaf.addressable_shards
+        if shard.device == jax.devices()[0]
+    )
+    assert step.state_bytes == live == on_first
+    # Beside the state there is the batch alone.
+    batch = 5 * config.train.batch_size * config.data.seq_len * 4 / 8
+    assert step.argument_bytes == pytest.approx(live + batch, rel=0.02)
+    assert step.flops_per_token == training.flops_per_token
+    for part in (training.lock, training.checkpoints):
+        part.close()
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["pretrain_bert.py", "pretrain_t5.py:size=small", "pretrain_gpt.py:objective=prefix_lm",
+     "pretrain_gpt.py:objective=permutation_lm", "pretrain_gpt.py:objective=fill_in_the_middle"],
+)  # fmt: skip
+def test_batches_without_data_are_those_of_the_objective(file):
+    name, colon, argument = file.partition(":")
+    spec = f"{ROOT / 'configs' / name}:{argument}{',' if colon else ''}debug"
+    config = run_config(load_config(spec, ("mesh.data=1", "train.num_microbatches=1"))[0])
+    assert jax.tree.leaves(abstract_run(config, jax.devices()[:1]).state)
+    assert compile_step(config, jax.devices()[:1]).temporary_bytes > 0
+
+
+def test_teachers_need_their_data():
+    values = config_for().to_dict()
+    values["objective"] |= {"name": "distillation", "teacher": "somewhere"}
+    with pytest.raises(ValueError, match=r"objective.name: 'distillation' .* only the data tell"):
+        compile_step(run_config(values), jax.devices())
+
+
+# The report.
+
+
+@pytest.fixture(scope="module")
+def flight(config, step):
+    sent = tuple(collectives(step.executable.as_text(), step.mesh))
+    return Flight(parse_topology("v5e-8"), config, step, sent=sent)
+
+
+def test_a_report_says_what_holds_a_step(flight):
+    text = "\n".join(report(flight, price=1.5))
+    assert "v5e-8: 8 chips (TPU v5 lite), mesh data 2, fsdp 4" in text
+    assert f"{flight.step.state_bytes / 2**30:8.2f} GiB" in text
+    assert "communication-bound" in text and "all-reduce" in text  # so small a model
+    assert f"{20:,} steps" in text and "to pay" in text
+
+
+def test_seconds_by_hand(flight):
+    flops = flight.step.flops_per_token * flight.tokens_per_step
+    assert flight.compute_seconds() == pytest.approx(flops / (8 * 197e12), rel=1e-6)
+    sent = sum(row.bytes for row in flight.sent)
+    assert flight.network_seconds() == pytest.approx(sent / 200e9)
+    slow = dataclasses.replace(flight, topology=parse_topology("2xv5e-4"))
+    assert slow.network_seconds() > flight.network_seconds()  # what crosses slices is slower
+
+
+def test_what_does_not_fit_is_tried_with_less(config, monkeypatch):
+    tried = []
+
+    def compile_stub(config, devices):
+        tried.append(config)
+        if config.mesh.fsdp != 8 and config.mesh.fsdp != -1:
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+                "space hbm. Used 158.27G of 15.75G hbm."
+            )
+        return compile_step(config, devices)
+
+    monkeypatch.setattr(preflight, "compile_step", compile_stub)
+    topology, lines = parse_topology("v5e-8"), []
+    first = fly(config, topology, jax.devices())
+    assert first.step is None and "needs 158.27G of a device's 15.75G" in first.refusal
+    change, found = nearest_fit(config, topology, jax.devices(), lines.append)
+    assert change["mesh.fsdp"] == -1 and found.step is not None
+    assert [c.model.remat for c in tried] == ["none", "full", "none"]  # the cheapest first
+    assert any("fits" in line for line in lines)
+    monkeypatch.setattr(
+        preflight, "CHIPS", {"v5e": dataclasses.replace(preflight.CHIPS["v5e"], hbm=1)}
+    )
+    assert nearest_fit(config, topology, jax.devices(), lines.append) is None
+    assert "the state alone is" in lines[-1]
+
+
+def test_fields_are_changed_by_name(config):
+    changed = with_fields(config, {"mesh.fsdp": 8, "model.remat": "full"})
+    assert (changed.mesh.fsdp, changed.model.remat) == (8, "full")
+    assert with_fields(config, {}) == config
+
+
+def test_mistakes_at_the_command(capsys):
+    file = str(ROOT / "configs" / "gpt.py")
+    for words, told in (
+        (["--topology=v5e-7"], "--topology: 'v5e-7'"),
+        (["--topology=v5e-8", "--price_per_chip_hour=-1"], "--price_per_chip_hour: -1.0"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["preflight", f"--config={file}", *words])
+        assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_tpu_is_compiled_for(cache_dir):
+    """Fetches the TPU compiler from the package index."""
+    from gpt_jax.parallel import topologies
+
+    config = config_for("mesh.data=2", "mesh.fsdp=2", "train.num_microbatches=1")
+    topology = parse_topology("v5e-4")
+    found = fly(config, topology, topologies.devices(topology, cache_dir))
+    assert found.step is not None and np.isfinite(found.step_seconds())
+    assert {axis for row in found.sent for axis in row.axes} <= {"data", "fsdp"}
