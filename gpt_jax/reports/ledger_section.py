@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt_jax.reports.page import folded, paragraph
-from gpt_jax.reports.report_runs import ReportRun, flat
+from gpt_jax.reports.report_runs import ReportRun
 from gpt_jax.reports.tables import Cell, differences, scientific, short, table
+from gpt_jax.runs.config import flatten
 from gpt_jax.scaling.counts import FLOPS_RULE
 
 # Key of a ledger's row -> title and what hovering over it says.
@@ -81,7 +82,7 @@ def _cell(key: str, value: Any) -> Cell:
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    return flat(row.get("evaluations") or {})
+    return flatten(row.get("evaluations") or {})
 
 
 def provenance_section(runs: list[ReportRun], colors: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 
 from gpt_jax.runs import ledger
+from gpt_jax.runs.config import flatten
 from gpt_jax.runs.metrics import read_rows
 
 # As in runs/run.py, which starts JAX.
@@ -99,7 +100,7 @@ def _of_directory(path: epath.Path, known: dict[str, Any]) -> ReportRun:
     return ReportRun(
         name=row["name"],
         row=row,
-        config=flat(json.loads((path / _CONFIG).read_text())),
+        config=flatten(json.loads((path / _CONFIG).read_text())),
         train=_curve((r.get("train/tokens"), r.get("train/loss")) for r in metrics),
         held_out=_curve(row["curve"]),
         receipt=json.loads((path / _RECEIPT).read_text()),
@@ -111,7 +112,7 @@ def _of_ledger(path: epath.Path) -> Iterator[ReportRun]:
     for row in _rows(path):
         overrides = {k: v for k, v in (row.get("overrides") or {}).items() if k != "name"}
         yield ReportRun(
-            row["name"], row, flat(overrides), (), _curve(row.get("curve") or ()), {}, None
+            row["name"], row, flatten(overrides), (), _curve(row.get("curve") or ()), {}, None
         )
 
 
@@ -130,15 +131,6 @@ def is_finite(value: Any) -> bool:
     """Whether it is a number, and neither infinite nor NaN."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and math.isfinite(value)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one with dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
 
 
 def _named_apart(runs: list[ReportRun]) -> list[ReportRun]:
