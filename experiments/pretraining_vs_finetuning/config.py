@@ -32,10 +32,9 @@ EPOCHS = {
     320_000: 6,
     1_000_000: 3,
     3_200_000: 2,
-    10_000_000: 1,
 }
 # More seeds where the data are few: there chance is largest.
-SECOND_SEED_UP_TO = 320_000
+SECOND_SEED_UP_TO = 100_000
 # Rates of Adam (embeddings and head) and of Muon (matrices): of the ladder in
 # experiments/predictable_scaling; finetuning takes a share of them.
 LEARNING_RATE, MUON_LEARNING_RATE = 0.05, 0.04
