@@ -10,8 +10,9 @@ from gpt_jax.runs.config import RunConfig, flatten
 NOT_OF_THE_NUMBERS = (
     "model.scan", "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every",
-    "train.keep", "train.sample_prompts", "train.sample_tokens", "train.tensorboard",
-    "train.wandb", "train.profile", "tasks.eval_examples", "tasks.max_new_tokens",
+    "train.keep", "train.keep_every", "train.sample_prompts", "train.sample_tokens",
+    "train.tensorboard", "train.wandb", "train.profile", "tasks.eval_examples",
+    "tasks.max_new_tokens",
 )  # fmt: skip
 # They choose the best checkpoint and the end of a run that looks for it.
 _OF_THE_BEST = ("train.eval_every", "train.eval_batches", "tasks.eval_examples")

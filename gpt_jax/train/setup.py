@@ -40,7 +40,13 @@ from gpt_jax.scaling import counts
 from gpt_jax.train.early_compile import compile_early, fixed_shapes, state_shapes
 from gpt_jax.train.initial import first_params, load_teacher
 from gpt_jax.train.sharded_step import jit_step
-from gpt_jax.train.workdir import check_same_run, check_workdir, lock_workdir, write_run
+from gpt_jax.train.workdir import (
+    check_same_run,
+    check_workdir,
+    lock_workdir,
+    prediction_facts,
+    write_run,
+)
 from gpt_jax.types import Tree
 
 
@@ -156,6 +162,7 @@ def set_up(
     """
     workdir = epath.Path(workdir)
     resuming = check_workdir(workdir, config)
+    predicted = prediction_facts(workdir, config, resuming)
     if config.train.wandb:
         metrics.require_wandb(config.train.wandb)
     mesh = make_mesh(config.mesh, devices)
@@ -212,7 +219,7 @@ def set_up(
     flops = _flops_per_token(config, data, mask, teacher)
     facts = _facts(config, data, trees.num_elements(all_params(state, fixed)), flops, total)
     receipt = write_receipt(
-        workdir / layout.RECEIPT, facts, session(mesh, start), anew=not resuming
+        workdir / layout.RECEIPT, facts | predicted, session(mesh, start), anew=not resuming
     )
     return Training(
         config=config,

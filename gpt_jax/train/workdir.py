@@ -12,18 +12,17 @@ from gpt_jax.data.pipeline import PreparedData
 from gpt_jax.runs import run as layout
 from gpt_jax.runs.checkpoints import save_params
 from gpt_jax.runs.config import RunConfig, flatten, run_config
+from gpt_jax.runs.identity import NOT_OF_THE_NUMBERS
 from gpt_jax.runs.quarantine import damaged
 from gpt_jax.runs.receipt import write_json
+from gpt_jax.scaling import prediction
 from gpt_jax.types import Tree
 
 # What a run may change when it is continued: how it is computed, watched and stored, and how long
 # it goes on; everything else decides its numbers.
 _MAY_CHANGE = (
-    "model.scan", "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor",
-    "train.duration", "train.log_every", "train.eval_every", "train.eval_batches",
-    "train.checkpoint_every", "train.keep", "train.keep_every", "train.sample_prompts", "train.sample_tokens",
-    "train.tensorboard", "train.wandb", "train.profile", "train.patience", "tasks.eval_examples",
-    "tasks.max_new_tokens",
+    *NOT_OF_THE_NUMBERS,
+    "train.duration", "train.patience",
     # Where the corpus lies may change; what it holds is checked by its fingerprint.
     "data.path", "data.validation_path",
     # Read once, when the run begins.
@@ -45,8 +44,10 @@ def check_workdir(workdir: epath.Path, config: RunConfig) -> bool:
         raise ValueError(f"--workdir: {str(workdir)!r} is a file")
     path = workdir / layout.CONFIG
     if not path.exists():
-        # A run that was killed as it began has its tokenizer, but no config yet.
+        # A run that was killed as it began has its tokenizer, but no config yet; a run that was
+        # predicted has its prediction.
         ours = {layout.LOCK, layout.TOKENIZER, layout.BASE, f"{layout.CONFIG}.partial"}
+        ours |= {prediction.FILE}
         ours |= set(TEMPLATE_FILES)
         if {entry.name for entry in workdir.iterdir()} - ours:
             raise ValueError(
@@ -81,6 +82,17 @@ def _refuse_read_only(workdir: epath.Path) -> None:
                 raise ValueError(f"--workdir: {str(folder)!r} is not ours to write")
             if folder == workdir or not folder.is_relative_to(workdir):
                 return
+
+
+def prediction_facts(workdir: epath.Path, config: RunConfig, resuming: bool) -> dict[str, str]:
+    """What the receipt says of the run's prediction: the sha256 that it begins, or began, with.
+
+    Raises:
+      ValueError: The run is to begin, and the prediction is of another; see check_prediction.
+    """
+    find = prediction.kept_prediction if resuming else prediction.check_prediction
+    sha256 = find(workdir, config)
+    return {prediction.SHA_KEY: sha256} if sha256 else {}
 
 
 def _saved_steps(workdir: epath.Path) -> bool:
