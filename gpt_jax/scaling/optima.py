@@ -59,8 +59,11 @@ def isoflop_minima(
       points: Runs; budgets are found by points.budgets.
       method: "parabola": least squares of the loss over log num_params through all runs of the
         budget (arXiv:2203.15556, section 3.2), biased where runs lie unevenly around the minimum.
-        "akima": Akima's interpolation of log loss, 25 places between two runs (arXiv:2406.19146,
-        appendix).
+        "akima": Akima's interpolation of log loss, 25 places between two runs, as in the code of
+        arXiv:2406.19146. Its published exponents .835 .706 .602 .571 .497 come from minima under
+        noise and `fit_minima(weighted=True)`: we get .8366 .7065 .6020 .5714 .4969 with its noise
+        of .002; the first differs from the published .8353 by the draws of its noise alone, as far
+        as we can tell. Without noise and weights it is .8348 .7003 .6055 .5715 .4970.
       tolerance: Of a budget's FLOPs.
       draws: With "akima": how often noise is added to the losses. The minimum is then the median
         over the draws, and `spread` their standard deviation, divided by the share of the draws
