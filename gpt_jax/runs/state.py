@@ -1,5 +1,6 @@
 """Everything that a training step reads and writes, in one pytree."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -87,6 +88,18 @@ def make_init(
         )
 
     return init
+
+
+def run_once(fn: Callable[[], Tree], where: Tree, mesh: Mesh) -> Tree:
+    """What `fn` makes of nothing, laid on the mesh by the shardings `where`.
+
+    On CPU compiling it takes longer than running it: LLVM's first level halves that, for the same
+    bits at the same speed (docs/speed.md).
+    """
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 1} if cpu else None
+    jitted = jax.jit(fn, out_shardings=where, compiler_options=options)
+    return sharding.on_mesh(mesh, jitted)()
 
 
 def abstract_params(model: Transformer) -> Tree:
