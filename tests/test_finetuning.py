@@ -16,7 +16,7 @@ from gpt_jax.convert.source import inherit_model
 from gpt_jax.data.tokenizers import load_tokenizer
 from gpt_jax.models.transformer import forward
 from gpt_jax.parallel import sharding
-from gpt_jax.runs.checkpoints import Checkpoints
+from gpt_jax.runs.checkpoint_reader import CheckpointReader
 from gpt_jax.runs.config import run_config
 from gpt_jax.runs.data import prepare_run
 from gpt_jax.runs.metrics import read_rows
@@ -294,7 +294,7 @@ def test_a_run_ends_when_it_becomes_no_better_and_its_best_is_what_is_read(start
     values = [row[f"eval/{name}/loss"] for row in rows_with(workdir, f"eval/{name}/loss")]
     best, last = 1 + int(np.argmin(values)), len(values)
     assert last == best + 2 < 20
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints = CheckpointReader(workdir / "checkpoints")
     assert checkpoints.steps() == [best, last]
     checkpoints.close()
     assert open_run(workdir).step == best

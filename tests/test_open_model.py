@@ -26,7 +26,7 @@ from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
 from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.runs import canonical, checkpoints
+from gpt_jax.runs import canonical, leaf_digests
 from gpt_jax.runs.state import abstract_on_mesh
 
 # what is opened
@@ -236,7 +236,7 @@ def test_numbers_of_a_kind_we_cannot_read_are_named_before_any_is_read(tmp_path,
 
 
 def test_digests_are_the_same_whether_an_array_is_hashed_whole_or_in_pieces(monkeypatch):
-    monkeypatch.setattr(checkpoints, "_PIECE", 100)
+    monkeypatch.setattr(leaf_digests, "_PIECE", 100)
     rng = np.random.default_rng(0)
     shapes = {
         "f4": [(7, 3, 5), (64,), (1, 99), (300, 1), (2, 2)],
@@ -249,7 +249,7 @@ def test_digests_are_the_same_whether_an_array_is_hashed_whole_or_in_pieces(monk
         for shape in all_shapes
     }
     arrays |= {"half": arrays["f4(7, 3, 5)"].astype("bfloat16"), "scalar": jax.numpy.float32(3)}
-    whole, pieces = checkpoints._digests(arrays), checkpoints._thrifty_digests(arrays)
+    whole, pieces = leaf_digests.leaf_digests(arrays), leaf_digests.thrifty_leaf_digests(arrays)
     assert whole.keys() == pieces.keys()
     for name in arrays:
         np.testing.assert_array_equal(pieces[name], whole[name], err_msg=name)

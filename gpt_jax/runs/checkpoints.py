@@ -1,29 +1,37 @@
 """Checkpoints of a run: the one module that touches Orbax."""
 
-import dataclasses
-import functools
-import math
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 
 from gpt_jax import trees
 from gpt_jax.data import hashing
-from gpt_jax.ops.digests import digest
-from gpt_jax.runs import canonical
+from gpt_jax.runs import canonical, quarantine
+from gpt_jax.runs.checkpoint_reader import MANIFEST, CheckpointReader, split_items
+from gpt_jax.runs.leaf_digests import leaf_digests, thrifty_leaf_digests
+from gpt_jax.runs.manifest import (
+    hex_words,
+    is_damage,
+    make_manifest,
+    reason,
+)
+from gpt_jax.runs.quarantine import steps_in_words, warn
+from gpt_jax.runs.read_back import PARAMS, REST, read_back
+from gpt_jax.runs.retention import Retention
 from gpt_jax.types import Tree
 
 # Two items, so that a reader of parameters never touches the optimizer's slots.
-_PARAMS, _REST, _MANIFEST = "params", "rest", "manifest"
-# Bytes that are written at a time where memory counts more than speed, and that are hashed.
-_IN_FLIGHT, _PIECE = 1 << 26, 1 << 22
+_IN_FLIGHT = 1 << 26  # bytes that are written at a time where memory counts more than speed
+_MOST_FAILURES = 3  # saves in a row
+
+
+class SaveError(RuntimeError):
+    """Steps cannot be saved."""
 
 
 _stack = jax.jit(canonical.stack)
@@ -40,201 +48,187 @@ def _canonical(state: Any) -> dict[str, jax.Array]:
     return _stack(state) if on_cpu or not canonical.is_canonical(leaves) else leaves
 
 
-@jax.jit
-def _digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: digest(array) for name, array in arrays.items()}
-
-
-@functools.partial(jax.jit, static_argnames=("size",))
-def _digest_of_piece(array: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    """Of so many rows from row `start` on."""
-    piece = jax.lax.dynamic_slice_in_dim(array, start, size)
-    return digest(piece, start * jnp.uint32(math.prod(array.shape[1:]) % 2**32))
-
-
-def _thrifty_digests(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """As `_digests`, in programs that hold the bits of pieces of an array at a time."""
-    return {name: _thrifty_digest(array) for name, array in arrays.items()}
-
-
-def _thrifty_digest(array: jax.Array) -> np.ndarray:
-    if array.nbytes <= _PIECE or len(array.sharding.device_set) > 1:
-        # A piece of an array that lies on several devices would have to be gathered.
-        return jax.device_get(_digests({"": array}))[""]
-    size = max(1, _PIECE * array.shape[0] // array.nbytes)
-    words = np.zeros(2, np.uint32)
-    for start in range(0, array.shape[0], size):
-        size = min(size, array.shape[0] - start)
-        words += jax.device_get(_digest_of_piece(array, np.uint32(start), size))
-    return words
-
-
-@dataclasses.dataclass
-class _Retention:
-    """Orbax's preservation policy: the newest `keep` steps (None: all) and those in `best`."""
-
-    keep: int | None
-    best: frozenset[int] = frozenset()
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        del context
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        newest = sorted(steps) if self.keep is None else sorted(steps)[-self.keep :]
-        return [step in newest or step in self.best for step in steps]
-
-
-class Checkpoints:
+class Checkpoints(CheckpointReader):
     """The folder `checkpoints/` of a run: one folder a step, written asynchronously.
 
     A step's folder appears by a rename when all of it is written, and older steps go only then: a
-    run that is killed while saving leaves them untouched.
+    run that is killed while saving leaves them untouched. Before an older step goes, one of those
+    that stay must have been read back and be as it was saved (on one host; on several, the one
+    that the run was continued from stays).
 
     Args:
       directory: The folder.
-      keep: How many of the newest steps are kept, besides the best ones that `save` is told; None:
-        the folder is only read.
+      keep: How many of the newest steps are kept, besides the best ones that `save` is told.
+      keep_every: The first step at or after each multiple of it is kept too; 0: none of them.
       in_flight: Bytes that a save may hold beside the arrays, at least those of the largest. The
         arrays must then stay as they are until it is complete. None: as many as make it fast.
+
+    Raises:
+      ValueError: The folder is to be written and cannot be.
     """
 
     def __init__(
         self,
         directory: epath.PathLike,
         *,
-        keep: int | None = None,
+        keep: int,
+        keep_every: int = 0,
         in_flight: int | None = None,
     ):
-        # Orbax wants an absolute path; a URL is one.
-        path = os.fspath(directory)
-        self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
-        self._retention = _Retention(keep)
+        self._retention = Retention(keep, keep_every)
         self._in_flight = in_flight
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._retention,
-            cleanup_tmp_directories=keep is not None,
-            create=keep is not None,
-        )
-        handlers = None
-        if in_flight:
-            # Orbax counts in 10^9 bytes, and must not round it down.
-            handler = ocp.StandardCheckpointHandler(save_concurrent_gb=(in_flight + 1000) / 1e9)
-            handlers = {_PARAMS: handler, _MANIFEST: ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        self._saving: int | None = None  # the step of the save under way
+        self._bytes = 0  # of its arrays
+        self._failure: BaseException | None = None  # of the last save
+        self._failures = 0  # in a row
+        quarantine.refuse_unwritable(epath.Path(directory))
+        super().__init__(directory)
+        self._retention.verified = self._verified
 
-    def steps(self) -> list[int]:
-        """Steps that are saved, oldest first; after `wait`, all of them whole."""
-        return sorted(self._manager.all_steps())
+    def _open(self) -> ocp.CheckpointManager:
+        quarantine.sweep(self.directory)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._retention)
+        handlers = None
+        if self._in_flight:
+            # Orbax counts in 10^9 bytes, and must not round it down.
+            gigabytes = (self._in_flight + 1000) / 1e9
+            handler = ocp.StandardCheckpointHandler(save_concurrent_gb=gigabytes)
+            handlers = {PARAMS: handler, MANIFEST: ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def save(
         self, step: int, state: Any, metadata: dict[str, Any], best: Iterable[int] = ()
     ) -> None:
         """Saves in the background; returns when the arrays are copied, so that they may be donated.
 
+        A save that fails leaves no step; a CheckpointWarning says why, and the run may go on.
+
         Args:
           step: Its name.
           state: A TrainState; parameters that are None (frozen ones) are not part of it.
           metadata: JSON values.
           best: Steps (runs.best.best_steps) that are kept besides the newest.
-        """
-        self._retention.best = frozenset(best)
-        if self._in_flight and canonical.is_canonical(leaves := trees.flatten(state)):
-            arrays, digests = leaves, _thrifty_digests(leaves)
-        else:
-            arrays = _canonical(state)
-            digests = jax.device_get(_digests(arrays))
-        manifest = {
-            "leaves": {
-                name: {
-                    "shape": list(array.shape),
-                    "dtype": str(array.dtype),
-                    "digest": _hex(digests[name]),
-                }
-                for name, array in arrays.items()
-            },
-            **metadata,
-        }
-        params, rest = _split(arrays)
-        items = {_PARAMS: ocp.args.StandardSave(params), _MANIFEST: ocp.args.JsonSave(manifest)}
-        if rest:  # Orbax does not save what is empty
-            items[_REST] = ocp.args.StandardSave(rest)
-        self._manager.save(step, args=ocp.args.Composite(**items))
-
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """A TrainState of the structure and shardings of `like`, and the saved metadata.
-
-        Args:
-          step: One of steps().
-          like: ShapeDtypeStructs with shardings.
 
         Raises:
-          ValueError: A leaf is missing, has another shape, or its bits are not those saved.
+          SaveError: It is the third in a row that failed.
         """
-        manifest = self._manifest(step)
-        target = canonical.stacked_target(like)
-        _check_leaves(target, manifest, f"checkpoint {step}")
-        params, rest = _split(target)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    _PARAMS: ocp.args.StandardRestore(params),
-                    _REST: ocp.args.StandardRestore(rest),
-                }
-            ),
-        )
-        arrays = _join(restored[_PARAMS], restored[_REST])
-        return self._verified(step, arrays, manifest, like), manifest
+        self.settle()
+        self._retention.best = frozenset(best)
+        self._keep_a_sound_one(step)
+        if self._in_flight and canonical.is_canonical(leaves := trees.flatten(state)):
+            arrays, digests = leaves, thrifty_leaf_digests(leaves)
+        else:
+            arrays = _canonical(state)
+            digests = jax.device_get(leaf_digests(arrays))
+        manifest = make_manifest(arrays, digests, metadata)
+        params, rest = split_items(arrays)
+        items = {PARAMS: ocp.args.StandardSave(params), MANIFEST: ocp.args.JsonSave(manifest)}
+        if rest:  # Orbax does not save what is empty
+            items[REST] = ocp.args.StandardSave(rest)
+        self._saving, self._failure = step, None
+        self._bytes = sum(array.nbytes for array in arrays.values())
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            self._failed(error)
 
-    def restore_params(self, step: int, like: Tree) -> tuple[Tree, dict[str, Any]]:
-        """The parameters alone and the metadata; as `restore`."""
-        manifest = self._manifest(step)
-        like = {_PARAMS: like}
-        target = canonical.stacked_target(like)
-        saved = {
-            **manifest,
-            "leaves": {
-                name: leaf
-                for name, leaf in manifest["leaves"].items()
-                if name.startswith(f"{_PARAMS}/")
-            },
-        }
-        _check_leaves(target, saved, f"checkpoint {step}")
-        params, _ = _split(target)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(**{_PARAMS: ocp.args.StandardRestore(params)})
-        )
-        arrays = _join(restored[_PARAMS], {})
-        return self._verified(step, arrays, saved, like)[_PARAMS], manifest
+    def settle(self) -> bool:
+        """Returns when the save under way is complete: whether it, or else the last one, was.
+
+        Raises:
+          SaveError: It is the third in a row that failed.
+        """
+        step = self._saving
+        if step is not None:
+            try:
+                self._manager.wait_until_finished()
+                if not (self.directory / str(step)).exists():
+                    raise FileNotFoundError(f"{self.directory / str(step)} was not made")
+            except Exception as error:
+                self._failed(error)
+            else:
+                self._saving, self._failures = None, 0
+        return self._failure is None
 
     def wait(self) -> None:
-        """Returns when the save under way is complete; raises what went wrong in it."""
-        self._manager.wait_until_finished()
+        """Returns when the save under way is complete and no step is left that need not be kept.
+
+        Raises:
+          SaveError: The last save failed.
+        """
+        if not self.settle():
+            raise SaveError(f"{reason(self._failure)}; {steps_in_words(self.steps())}")
+        steps = self.steps()
+        extra = set(steps) - self._retention.of(steps, heed_verified=False)
+        if extra and jax.process_count() == 1 and self._is_sound_or_moved(steps[-1]):
+            for step in extra:
+                self._manager.delete(step)
 
     def close(self) -> None:
-        """Waits, then releases Orbax's threads."""
+        """Waits, then releases Orbax's threads; a save that fails then is a warning."""
+        self._failures = 0  # nothing more to give up
+        self.settle()
         self._manager.close()
 
-    def _manifest(self, step: int) -> dict[str, Any]:
-        if step not in self.steps():
-            raise ValueError(
-                f"step: {step} is not among the saved steps {self.steps()} of {self.directory}"
-            )
-        composite = ocp.args.Composite(**{_MANIFEST: ocp.args.JsonRestore()})
-        return self._manager.restore(step, args=composite)[_MANIFEST]
+    def _failed(self, error: BaseException) -> None:
+        """Gets rid of what a failed save left, in the folder and in Orbax's memory of its steps."""
+        step, self._saving = self._saving, None
+        self._failure, self._failures = error, self._failures + 1
+        with contextlib.suppress(Exception):  # it may tell the same error again
+            self._manager.close()
+        self._manager = self._open()
+        if step in self.steps():
+            if jax.process_count() == 1 and self._is_sound(step):
+                self._failure, self._failures = None, 0
+                warn(f"checkpoint {step}: was saved, and then: {reason(error)}")
+                return
+            self._move_aside(step)
+        told = f"checkpoint {step}: was not saved: {reason(error)}"
+        told += f"; {quarantine.space(self.directory, self._bytes)}"
+        told += f"; {steps_in_words(self.steps())}"
+        if self._failures >= _MOST_FAILURES:
+            raise SaveError(f"{told}; {self._failures} saves in a row failed") from error
+        warn(told)
 
-    def _verified(self, step: int, arrays: dict, manifest: dict, like: Any) -> Any:
-        digests = jax.device_get(_digests(arrays))
-        for name, value in digests.items():
-            saved = manifest["leaves"][name]["digest"]
-            if _hex(value) != saved:
-                raise ValueError(
-                    f"checkpoint {step}: {name} is damaged: digest {_hex(value)}, saved as {saved} "
-                    f"({self.directory / str(step)})"
-                )
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-        return jax.jit(lambda xs: canonical.unstack(xs, like), out_shardings=shardings)(arrays)
+    def _keep_a_sound_one(self, step: int) -> None:
+        """Sees to it that of the steps that stay when `step` is saved one has been read back."""
+        while jax.process_count() == 1:
+            steps = self.steps()
+            kept = self._retention.of([*steps, step], heed_verified=False)
+            if kept.issuperset(steps) or kept & self._verified:
+                return
+            if self._is_sound_or_moved(max(kept - {step}, default=steps[-1])):
+                return
+
+    def _is_sound_or_moved(self, step: int) -> bool:
+        sound = self._is_sound(step)
+        if not sound:
+            moved = self._move_aside(step).name
+            warn(f"checkpoint {step}: is not as it was saved; moved to {moved}")
+        return sound
+
+    def _is_sound(self, step: int) -> bool:
+        """Reads all of a step back, on the host and a part at a time."""
+        if step in self._verified:
+            return True
+        try:
+            manifest = self._manifest(step)
+            read_back(self.directory / str(step), manifest, f"checkpoint {step}")
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            return False
+        self._verified.add(step)
+        return True
+
+    def _dealt_with(self, step: int) -> str:
+        return f"; moved to {self._move_aside(step).name}"
+
+    def _move_aside(self, step: int) -> epath.Path:
+        moved = quarantine.move_aside(self.directory, step)
+        self._verified.discard(step)
+        self._manager.reload()
+        return moved
 
 
 def save_params(directory: epath.PathLike, params: Tree, metadata: dict[str, Any]) -> None:
@@ -250,9 +244,10 @@ def save_params(directory: epath.PathLike, params: Tree, metadata: dict[str, Any
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     checkpoints = Checkpoints(directory, keep=1, in_flight=max(largest, _IN_FLIGHT))
     try:
-        checkpoints.save(0, {_PARAMS: params}, metadata)
+        checkpoints.save(0, {PARAMS: params}, metadata)
+        checkpoints.wait()
     finally:
-        checkpoints.close()  # waits
+        checkpoints.close()
 
 
 def restore_params(directory: epath.PathLike, like: Tree) -> tuple[Tree, dict[str, Any]]:
@@ -263,7 +258,7 @@ def restore_params(directory: epath.PathLike, like: Tree) -> tuple[Tree, dict[st
     """
     if not (epath.Path(directory) / "0").exists():
         raise ValueError(f"{os.fspath(directory)!r} holds no saved parameters")
-    checkpoints = Checkpoints(directory)
+    checkpoints = CheckpointReader(directory)
     try:
         return checkpoints.restore_params(0, like)
     finally:
@@ -272,33 +267,5 @@ def restore_params(directory: epath.PathLike, like: Tree) -> tuple[Tree, dict[st
 
 def fingerprint(params: Tree) -> str:
     """Changes whenever a bit does; the same on any mesh, with layers stacked or not."""
-    digests = jax.device_get(_digests(_canonical(params)))
-    return hashing.digest({name: _hex(words) for name, words in digests.items()})
-
-
-def _check_leaves(target: dict, manifest: dict, where: str) -> None:
-    saved = manifest["leaves"]
-    missing, unused = sorted(set(target) - set(saved)), sorted(set(saved) - set(target))
-    if missing or unused:
-        raise ValueError(f"{where}: not saved but wanted: {missing}; saved but unused: {unused}")
-    for name, leaf in target.items():
-        shape, dtype = tuple(saved[name]["shape"]), saved[name]["dtype"]
-        if (shape, dtype) != (leaf.shape, str(leaf.dtype)):
-            raise ValueError(
-                f"{where}: {name} is {dtype}{list(shape)}, but the config makes it "
-                f"{leaf.dtype}{list(leaf.shape)}"
-            )
-
-
-def _split(arrays: dict) -> tuple[Tree, Tree]:
-    nested = traverse_util.unflatten_dict(arrays, sep="/")
-    params = nested.pop(_PARAMS)
-    return params, nested
-
-
-def _join(params: Tree, rest: Tree) -> dict:
-    return trees.flatten({_PARAMS: params, **rest})
-
-
-def _hex(words: np.ndarray) -> str:
-    return "".join(f"{int(word):08x}" for word in words)
+    digests = jax.device_get(leaf_digests(_canonical(params)))
+    return hashing.digest({name: hex_words(words) for name, words in digests.items()})

@@ -14,7 +14,8 @@ from gpt_jax.optim.trainable import trainable_mask
 from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs.best import best_steps, metric_mode
-from gpt_jax.runs.checkpoints import Checkpoints, restore_params
+from gpt_jax.runs.checkpoint_reader import CheckpointReader
+from gpt_jax.runs.checkpoints import restore_params
 from gpt_jax.runs.config import RunConfig, run_config
 from gpt_jax.runs.metrics import read_rows
 from gpt_jax.runs.state import abstract_on_mesh
@@ -84,22 +85,22 @@ def open_run(
     Args:
       workdir: The run directory.
       step: The checkpoint to read; None: the best by the run's metric if it keeps the best, else
-        the newest.
+        the newest. Of those that are as they were saved: a damaged one is passed over, with a
+        CheckpointWarning.
       mesh: Where the parameters go; None: all devices, along data.
       model_overrides: Fields of TransformerConfig that change how the model is computed, not what
         it computes: scan, remat, dtype, attention.
 
     Raises:
-      ValueError: No run there, no checkpoint yet, no such step, or a damaged one.
+      ValueError: No run there, no checkpoint yet, no such step, that step is damaged, or all are.
     """
     workdir = epath.Path(workdir)
     config = read_config(workdir)
     folder = workdir / CHECKPOINTS
-    checkpoints = Checkpoints(folder) if folder.exists() else None
+    checkpoints = CheckpointReader(folder) if folder.exists() else None
     steps = checkpoints.steps() if checkpoints else []
     if not steps:
         raise ValueError(f"--run: {str(workdir)!r} has no checkpoint yet")
-    step = _default_step(workdir, config, steps) if step is None else step
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model_overrides))
     mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     model = Transformer(config.model, mesh.devices.flat[0].platform)
@@ -110,7 +111,12 @@ def open_run(
         trained = trees.select(like, mask)
         frozen = trees.select(like, jax.tree.map(lambda chosen: not chosen, mask))
     try:
-        params, manifest = checkpoints.restore_params(step, trained)
+        if step is None:
+            params, manifest, step = checkpoints.good_params(
+                lambda steps: _default_step(workdir, config, steps), trained
+            )
+        else:
+            params, manifest = checkpoints.restore_params(step, trained)
     finally:
         checkpoints.close()
     if frozen is not None:

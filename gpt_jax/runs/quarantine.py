@@ -1,0 +1,87 @@
+"""Damaged and unfinished steps as folders: moved aside or swept up, and what a disk has to give."""
+
+import os
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Collection
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+_UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
+_DAMAGED = re.compile(r"\d+\.damaged(\.\d+)?")
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint is damaged, or was not saved."""
+
+
+def move_aside(folder: epath.Path, step: int) -> epath.Path:
+    """Renames a step's folder, so that nothing reads it and nobody loses it; its new path."""
+    taken = damaged(folder)
+    names = [f"{step}.damaged", *(f"{step}.damaged.{i}" for i in range(2, len(taken) + 3))]
+    moved = folder / next(name for name in names if name not in taken)
+    if jax.process_index() == 0 and (folder / str(step)).exists():
+        (folder / str(step)).rename(moved)
+    _together("gpt_jax: moved a damaged checkpoint")
+    return moved
+
+
+def damaged(folder: epath.PathLike) -> list[str]:
+    """The names of the damaged steps that were moved aside."""
+    return _matching(epath.Path(folder), _DAMAGED)
+
+
+def sweep(folder: epath.Path) -> None:
+    """Removes what unfinished saves left: it holds space, and is of no use."""
+    if jax.process_index() == 0:
+        for name in _matching(folder, _UNFINISHED):
+            shutil.rmtree(os.fspath(folder / name), ignore_errors=True)
+    _together("gpt_jax: swept up unfinished checkpoints")
+
+
+def refuse_unwritable(folder: epath.Path) -> None:
+    """Makes the folder, and tries whether it takes a file.
+
+    Raises:
+      ValueError: It does not.
+    """
+    probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"--workdir: {os.fspath(folder)!r} cannot be written: {why}") from None
+
+
+def space(folder: epath.Path, needed: int) -> str:
+    """How much a save needs and how much there is, in words."""
+    text = f"it needs up to {needed:,} bytes"
+    if "://" in os.fspath(folder):
+        return text
+    return f"{text}, {shutil.disk_usage(os.fspath(folder)).free:,} are free"
+
+
+def steps_in_words(steps: Collection[int]) -> str:
+    """ "the last good step is 7", or that there is none."""
+    return f"the last good step is {max(steps)}" if steps else "no step is saved"
+
+
+def warn(message: str) -> None:
+    """Says it on the standard error, once for each message."""
+    warnings.warn(message, CheckpointWarning, stacklevel=3)
+
+
+def _matching(folder: epath.Path, pattern: re.Pattern) -> list[str]:
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted(name for name in names if pattern.fullmatch(name))
+
+
+def _together(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
