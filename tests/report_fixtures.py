@@ -87,3 +87,30 @@ def write_run(folder, name, *, embed_dim=32, num_layers=2, steps=400):
     ]  # fmt: skip
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return workdir
+
+
+def add_prediction(workdir, *, loss=2.1, sha=None, **more):
+    """A prediction of a run's loss in its directory, and its sha256 in the receipt.
+
+    Args:
+      workdir: Of write_run.
+      loss: Predicted, with an interval of 0.05 to both sides.
+      sha: Written to the receipt instead; "": nothing is.
+      **more: Other keys of the file.
+    """
+    from gpt_jax.scaling.prediction import write_prediction
+
+    one = {"measure": "loss", "law": "param_data", "form": "L(N, D)", "constants": {}}
+    one |= {"value": loss, "low": loss - 0.05, "high": loss + 0.05}
+    other = {**one, "law": "compute", "form": "L(C)", "value": loss + 0.1, "low": loss + 0.08}
+    other["high"] = loss + 0.12
+    config = json.loads((workdir / "config.json").read_text())
+    written = write_prediction(
+        workdir,
+        {"config": config, "predictions": [one, other], "made_after_the_run": False, **more},
+    )
+    receipt = json.loads((workdir / "receipt.json").read_text())
+    if sha != "":
+        receipt["prediction_sha256"] = sha or written
+    (workdir / "receipt.json").write_text(json.dumps(receipt))
+    return written

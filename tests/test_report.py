@@ -1,5 +1,6 @@
 """Reports of several runs: what is read, what is shown, what is refused, and no markup of users."""
 
+import dataclasses
 import html.parser
 import json
 import math
@@ -10,12 +11,24 @@ import time
 
 import pytest
 from conftest import ROOT
-from report_fixtures import ALPHA, BETA, EVIL, A, B, E, ladder_rows, write_rows, write_run
+from report_fixtures import (
+    ALPHA,
+    BETA,
+    EVIL,
+    A,
+    B,
+    E,
+    add_prediction,
+    ladder_rows,
+    write_rows,
+    write_run,
+)
 
 from gpt_jax.cli.main import main
-from gpt_jax.reports import figures, laws_section, page, report, tables
+from gpt_jax.reports import figures, page, report, tables
 from gpt_jax.reports.curves import loss_curves, thinned
 from gpt_jax.reports.report_runs import read_runs
+from gpt_jax.scaling import fitted
 
 
 class Reader(html.parser.HTMLParser):
@@ -60,7 +73,8 @@ class Reader(html.parser.HTMLParser):
 def few_draws(request, monkeypatch):
     """Intervals of a few fits: quick, and as wide as they happen to be."""
     if "slow" not in request.keywords:
-        monkeypatch.setattr(laws_section, "_DRAWS", 10)
+        few = {name: dataclasses.replace(law, draws=10) for name, law in fitted.LAWS.items()}
+        monkeypatch.setattr(fitted, "LAWS", few)
 
 
 @pytest.fixture
@@ -191,7 +205,7 @@ def test_who_is_not_in_the_fits_is_told_why(tmp_path, no_library):
     assert read.row(rows[0]["name"], "in the fits") == "yes"
     assert read.row(rows[2]["name"], "in the fits") == "no: diverged"
     assert read.row(rows[3]["name"], "in the fits") == "no: not finished (unfinished)"
-    assert "held out" in read.row(rows[-1]["name"], "in the fits")
+    assert read.row(rows[-1]["name"], "in the fits") == "no: was predicted"
     residuals = next(figure for figure in drawn if figure.key == "residuals")
     assert rows[-1]["name"] not in {series.run for series in residuals.series}
 
@@ -204,9 +218,33 @@ def test_what_cannot_be_fitted_is_refused_with_what_is_missing(tmp_path, no_libr
     rows = ladder_rows()
     rows[-1]["data"] = "english"
     markup, _ = made([write_rows(tmp_path / "two.jsonl", rows)])
-    assert "of different data (english; python)" in markup and "<h2>Laws" not in markup
+    assert "of different data: english; python" in markup and "<h2>Laws" not in markup
     pair = write_rows(tmp_path / "pair.jsonl", ladder_rows(1, 2))
     assert "was fitted" not in made([pair])[0]  # nobody would expect it
+
+
+def test_predictions_stand_beside_what_came(tmp_path, no_library):
+    good, after, swapped, open_end = (write_run(tmp_path, name) for name in "abcd")
+    sha = add_prediction(good)  # 2.1, and 2.125 came
+    add_prediction(after, made_after_the_run=True, sha="")
+    add_prediction(swapped, sha="12" * 32)
+    add_prediction(open_end)
+    (open_end / "checkpoints" / "400").rename(open_end / "checkpoints" / "200")
+    markup, drawn = made([tmp_path])
+    read = Reader(markup)
+    assert "Predictions" in read.headings and drawn[-1].key == "predictions"
+    numbers = [read.row("a", title) for title in ("predicted", "from", "to", "actual", "off by")]
+    assert numbers == ["2.1000", "2.0500", "2.1500", "2.1250", "-1.18%"]
+    assert read.row("a", "interval") == "contains it" and read.row("a", "made") == "before the run"
+    by_compute = next(row for row in read.rows if row[0] == "a" and "L(C)" in row)
+    assert "misses it" in by_compute
+    assert read.row("a", "sha256") == sha[:12] and sha in markup
+    assert read.row("b", "made") == read.row("c", "made") == "not before this run"
+    assert "b: it was made after the run had begun." in markup
+    assert f"but the run began with {'12' * 32}" in markup
+    assert read.row("d", "predicted") == "2.1000" and read.row("d", "actual") == tables.NOTHING
+    crosses = [series.run for series in drawn[-1].series if series.name == "actual"]
+    assert crosses == ["a", "b", "c"]
 
 
 def test_one_name_twice_is_told_apart_by_folder(tmp_path):

@@ -27,7 +27,6 @@ class Series:
       style: "line", "faint", "dashed", "points", "crosses" or "both" (a line with points).
       run: The run that it belongs to: it goes when the run is unticked. "": it stays.
       labels: What hovering says of each point; () or as many as x.
-      error: Half the height of a bar through each point; () or as many as x.
       legend: Whether the legend has it.
     """
 
@@ -38,7 +37,6 @@ class Series:
     style: str = "line"
     run: str = ""
     labels: tuple[str, ...] = ()
-    error: tuple[float, ...] = ()
     legend: bool = True
 
 
@@ -118,8 +116,6 @@ def plotly(figure: Figure) -> dict[str, Any]:
         }
         if series.labels:
             trace["text"] = [html.escape(label) for label in series.labels]
-        if series.error:
-            trace["error_y"] = {"array": [rounded(e) for e in series.error], "thickness": 1.5}
         data.append(trace)
     layout = {
         "xaxis": _axis(figure.x_label, figure.x_log, figure.view and figure.view[:2]),
@@ -163,10 +159,7 @@ def draw_png(figure: Figure, folder: epath.PathLike) -> epath.Path:
         how = {"color": series.color, **_MATPLOTLIB[series.style]}
         # A name that begins with _ is left out by matplotlib, and $ begins a formula.
         name = series.name.replace("$", r"\$").lstrip("_") if series.legend else None
-        if series.error:
-            axes.errorbar(series.x, series.y, yerr=series.error, label=name, capsize=3, **how)
-        else:
-            axes.plot(series.x, series.y, label=name, **how)
+        axes.plot(series.x, series.y, label=name, **how)
     for side, is_log in (("x", figure.x_log), ("y", figure.y_log)):
         if is_log and all(_positive(s, side) for s in figure.series):
             axes.set(**{f"{side}scale": "log"})

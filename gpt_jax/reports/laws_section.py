@@ -10,16 +10,16 @@ from gpt_jax.reports.figures import Figure
 from gpt_jax.reports.law_figures import compute_figure, isoflop_figure, residual_figure
 from gpt_jax.reports.page import figure_html, heading, paragraph
 from gpt_jax.reports.tables import Cell, scientific, table
-from gpt_jax.scaling.bootstrap import Bootstrap, bootstrap, interval
-from gpt_jax.scaling.fits import fit_param_data, predicted
-from gpt_jax.scaling.optima import fit_frontier, fit_minima, frontier, isoflop_minima
-from gpt_jax.scaling.points import Points, budgets, points_of
+from gpt_jax.scaling.bootstrap import Bootstrap, interval
+from gpt_jax.scaling.fits import predicted
+from gpt_jax.scaling.fitted import LEVEL, fit_law, ladder_points
+from gpt_jax.scaling.optima import fit_minima, frontier, isoflop_minima
+from gpt_jax.scaling.points import Points, budgets
 
-_DRAWS, _LEVEL = 200, 0.9
 _FEWEST_SIZES = 3  # with fewer, nobody meant to fit anything
 _LINE = 40  # points of a law's line
 _BEYOND = 10.0  # so many times the largest budget the law is shown
-_SHARE = f"{_LEVEL:.0%}"
+_SHARE = f"{LEVEL:.0%}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +48,11 @@ def laws_section(rows: list[dict[str, Any]], palette: Mapping[str, str]) -> Laws
       rows: As in a ledger.
       palette: Colours by run's name.
     """
-    held_out = {r["name"]: "held out: it was predicted" for r in rows if r.get("prediction_sha256")}
-    rows = [row for row in rows if row["name"] not in held_out]
-    if len({row.get("num_params") for row in rows}) < _FEWEST_SIZES:
+    ladder = [row for row in rows if not row.get("prediction_sha256")]
+    if len({row.get("num_params") for row in ladder}) < _FEWEST_SIZES:
         return Laws()
-    data = sorted({str(row.get("data")) for row in rows})
-    if len(data) > 1:
-        return Laws(
-            refusal=f"No law was fitted: the runs are of different data ({'; '.join(data)})."
-        )
     try:
-        points = points_of(rows)
+        points = ladder_points(rows)
     except ValueError as error:
         return Laws(refusal=_refusal("No law", error))
     parts, figures, refusals = [], [], []
@@ -77,7 +71,7 @@ def laws_section(rows: list[dict[str, Any]], palette: Mapping[str, str]) -> Laws
     if not figures:
         return Laws(refusal=" ".join(refusals))
     notes = [paragraph(words, soft=True) for words in refusals]
-    return Laws("\n".join([*parts, *notes]), tuple(figures), held_out | dict(points.excluded))
+    return Laws("\n".join([*parts, *notes]), tuple(figures), dict(points.excluded))
 
 
 def _refusal(what: str, error: ValueError) -> str:
@@ -127,15 +121,15 @@ def _parabola(runs: list[tuple[str, float, float]]) -> tuple[float, float, float
 
 def _compute_law(points: Points, palette: Mapping[str, str]) -> tuple[str, Figure]:
     """L(C) through the best run of each budget."""
-    found = bootstrap(points, fit_frontier, _DRAWS, within_budgets=True)
+    found = fit_law("compute", points).found
     best = frontier(points)
     line = np.geomspace(points.flops.min(), _BEYOND * points.flops.max(), _LINE)
-    low, high = interval(found, lambda law: law.predict(line), _LEVEL)
+    low, high = interval(found, lambda law: law.predict(line), LEVEL)
     figure = compute_figure(
         list(zip(points.names, points.flops, points.loss, strict=True)),
         list(zip(best.flops, best.loss, strict=True)),
         list(zip(line, found.law.predict(line), low, high, strict=True)),
-        _LEVEL,
+        LEVEL,
         "A power law of the lowest loss of each budget, up to ten times the largest budget. The "
         "interval is for the loss of a new run.",
     )
@@ -145,7 +139,7 @@ def _compute_law(points: Points, palette: Mapping[str, str]) -> tuple[str, Figur
 
 def _param_data_law(points: Points, palette: Mapping[str, str]) -> tuple[str, Figure]:
     """L(N, D) through all runs."""
-    found = bootstrap(points, fit_param_data, _DRAWS)
+    found = fit_law("param_data", points).found
     figure = residual_figure(
         list(
             zip(points.names, points.flops, points.loss, predicted(found.law, points), strict=True)
@@ -167,7 +161,7 @@ def _constants(found: Bootstrap) -> str:
     """A law's constants with intervals over runs drawn again."""
     rows = []
     for field in dataclasses.fields(found.law):
-        low, high = found.spread(lambda law, name=field.name: getattr(law, name), _LEVEL)
+        low, high = found.spread(lambda law, name=field.name: getattr(law, name), LEVEL)
         numbers = (getattr(found.law, field.name), low, high)
         rows.append([field.name, *(Cell(float(x), f"{x:.4g}") for x in numbers)])
     return table(["constant", "fitted", f"{_SHARE} from", f"{_SHARE} to"], rows)
@@ -190,7 +184,7 @@ def _optima(points: Points, found: Bootstrap) -> str:
         for flops in np.geomspace(low, high, round(np.log10(high / low)) + 1):
             params, tokens = found.law.optimum(flops, cost)
             loss = float(found.law.predict(params, tokens))
-            ends = interval(found, lambda law, p=params, d=tokens: law.predict(p, d), _LEVEL)
+            ends = interval(found, lambda law, p=params, d=tokens: law.predict(p, d), LEVEL)
             cells = (scientific(x) for x in (flops, params, tokens))
             values = (float(x) for x in (flops, params, tokens))
             rows.append(
@@ -200,7 +194,7 @@ def _optima(points: Points, found: Bootstrap) -> str:
                     *(Cell(float(x), f"{x:.4f}") for x in (loss, *ends)),
                 ]
             )
-        low, high = found.spread(lambda law: law.params_exponent, _LEVEL)
+        low, high = found.spread(lambda law: law.params_exponent, LEVEL)
     except ValueError as error:  # no optimum: one term is nothing
         return paragraph(str(error))
     titles = ["FLOPs", "best parameters", "tokens", "tokens a parameter", "loss"]

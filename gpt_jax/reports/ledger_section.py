@@ -108,6 +108,8 @@ def _provenance(run: ReportRun) -> dict[str, Any]:
         "config sha256": row.get("config_sha"),
         "commit": row.get("git_commit"),
     }
+    if row.get("prediction_sha256"):
+        facts["prediction sha256"] = row["prediction_sha256"]
     sessions = receipt.get("sessions") or []
     for session in sessions[-1:]:  # the one that ended the run
         facts["commit"] = session.get("git_commit")
