@@ -129,6 +129,7 @@ class _Runner:
                 self._finished.add(run.name)
             else:
                 say(f"{run.name}: diverged before; remove its folder to try again")
+        say(f"runs, logs and {LEDGER}: {workdir}")
         if done := len(runs) - len(self._waiting):
             say(f"{done} of {len(runs)} runs are done")
         self._write()
@@ -188,7 +189,7 @@ class _Runner:
             )
         self._children.append(_Child(run, process, slot, time.monotonic()))
         number = f"{self._number[run.name]} of {len(self._number)}"
-        self._say(f"{run.name}: begins ({number}); log: {log_path(run)}")
+        self._say(f"{run.name}: begins ({number})")
         self._write_state()
 
     def _settle(self, child: _Child, stopping: bool) -> None:
@@ -252,7 +253,9 @@ class _Runner:
         if left:
             self._say(f"{left} runs were interrupted; the same command continues")
             return INTERRUPTED
-        self._say(f"{len(self._number)} runs are done; ledger: {self._ledgers[-1]}")
+        wild = [name for name in self._number if self._rows[name]["status"] == DIVERGED]
+        shown = f", {len(wild)} of them diverged: {', '.join(wild)}" if wild else ""
+        self._say(f"{len(self._number)} runs are done{shown}")
         return ALL_DONE
 
 

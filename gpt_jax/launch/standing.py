@@ -12,12 +12,12 @@ from typing import Any
 
 from gpt_jax.launch.sweeps import LEDGER, STATE, PlannedRun, power, short
 from gpt_jax.parallel.cache_folder import cache_dir
+from gpt_jax.runs.identity import config_sha
 from gpt_jax.runs.ledger import (
     DIVERGED,
     FAILED,
     FINISHED,
     UNFINISHED,
-    config_sha,
     last_loss,
     ledger_row,
     read_ledger,
