@@ -240,7 +240,7 @@ def test_predictions_stand_beside_what_came(tmp_path, no_library):
     assert "misses it" in by_compute
     assert read.row("a", "sha256") == sha[:12] and sha in markup
     assert read.row("b", "made") == read.row("c", "made") == "not before this run"
-    assert "b: it was made after the run had begun." in markup
+    assert "The prediction of b: it was made after the run had begun." in markup
     assert f"but the run began with {'12' * 32}" in markup
     assert read.row("d", "predicted") == "2.1000" and read.row("d", "actual") == tables.NOTHING
     crosses = [series.run for series in drawn[-1].series if series.name == "actual"]

@@ -67,7 +67,7 @@ def _view(series: tuple[Series, ...]) -> tuple[float, float, float, float] | Non
     top = max(ends) + 0.3 * max(max(ends) - lowest, 0.1)
     xs = [x for s in series for x, y in zip(s.x, s.y, strict=True) if y <= top]
     margin = 0.03 * (top - lowest)
-    return min(xs), max(xs), lowest - margin, top
+    return 0.97 * min(xs), 1.03 * max(xs), lowest - margin, top
 
 
 def _training(run: ReportRun, alone: bool) -> list[tuple[float, float]]:

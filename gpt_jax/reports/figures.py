@@ -48,6 +48,7 @@ class Figure:
     x_label, y_label: With units.
     series: What is drawn.
     x_log, y_log: Whether the axis is logarithmic at first.
+    x_names: What stands at 1, 2, ... of the x axis instead of numbers; (): numbers.
     view: What is shown at first: x from, to, y from, to; None: all.
     """
 
@@ -59,6 +60,7 @@ class Figure:
     series: tuple[Series, ...]
     x_log: bool = False
     y_log: bool = False
+    x_names: tuple[str, ...] = ()
     view: tuple[float, float, float, float] | None = None
 
 
@@ -122,6 +124,9 @@ def plotly(figure: Figure) -> dict[str, Any]:
         "yaxis": _axis(figure.y_label, figure.y_log, figure.view and figure.view[2:]),
         "showlegend": _legend(figure),
     }
+    if figure.x_names:
+        names = [html.escape(name) for name in figure.x_names]
+        layout["xaxis"] |= {"tickvals": list(range(1, len(names) + 1)), "ticktext": names}
     return {"key": figure.key, "data": data, "layout": layout}
 
 
@@ -167,6 +172,9 @@ def draw_png(figure: Figure, folder: epath.PathLike) -> epath.Path:
             getattr(axes, f"{side}axis").set_minor_locator(LogLocator(subs=(2, 5)))
     title = figure.title.replace("$", r"\$")
     axes.set(xlabel=figure.x_label, ylabel=figure.y_label, title=title)
+    if figure.x_names:
+        names = [name.replace("$", r"\$") for name in figure.x_names]
+        axes.set_xticks(range(1, len(names) + 1), names, rotation=20, ha="right")
     axes.grid(alpha=0.3)
     if figure.view:
         axes.set(xlim=figure.view[:2], ylim=figure.view[2:])

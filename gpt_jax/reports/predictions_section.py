@@ -46,7 +46,7 @@ def predictions_section(runs: list[ReportRun], palette: Mapping[str, str]) -> Pr
     titles = ["run", "measure", "by", "predicted", "from", "to", "actual", "off by", "interval"]
     shown = table([*titles, "made", "sha256"], rows, runs=names)
     objections = "".join(
-        paragraph(f"{run.name}: {objection}.")
+        paragraph(f"The prediction of {run.name}: {objection}.")
         for run, found in scores
         for objection in found.objections
     )
@@ -125,11 +125,11 @@ def _figure(scores: list[tuple[ReportRun, Score]]) -> Figure:
                 )
             )  # fmt: skip
             named.add("actual")
-    order = ", ".join(f"{i}: {run.name}" for i, (run, _) in enumerate(scores, start=1))
     return Figure(
         "predictions", "Predicted and actual loss",
-        f"Points: predicted, with their intervals; crosses: what came. {order}.",
-        "run", "loss (nats a token)", tuple(series), view=_view(series, len(scores)),
+        "Points: predicted, with their intervals; crosses: what came.",
+        "", "loss (nats a token)", tuple(series),
+        x_names=tuple(run.name for run, _ in scores), view=_view(series, len(scores)),
     )  # fmt: skip
 
 
