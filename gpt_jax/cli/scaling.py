@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--ledger", required=True, metavar="FILE", help="rows of a sweep")
         command.add_argument("--params", default="num_params", help="N: num_params or "
                              "num_params_non_embedding")  # fmt: skip
+        command.add_argument("--min_tokens", type=int, default=0, metavar="N",
+                             help="leave out runs that saw fewer tokens")  # fmt: skip
     fit.add_argument("--law", default="param_data,compute", help="param_data, compute, "
                      "param_data_huber, with commas between them")  # fmt: skip
     fit.add_argument("--out", metavar="FILE", help="write the laws there too, as JSON")
@@ -46,7 +48,9 @@ def _fit(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gpt_jax.scaling import wording
 
     names = [name for name in arguments.law.split(",") if name]
-    lines, values = wording.fit(read_ledger(arguments.ledger), names, arguments.params)
+    lines, values = wording.fit(
+        read_ledger(arguments.ledger), names, arguments.params, arguments.min_tokens
+    )
     if arguments.out:
         wording.write_json(arguments.out, values)
     print("\n".join(lines))
@@ -62,6 +66,7 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
         arguments.ledger,
         params=arguments.params,
         measures=[name for name in arguments.measures.split(",") if name],
+        min_tokens=arguments.min_tokens,
         made_after_the_run=prediction.has_begun(workdir),
     )
     sha256 = prediction.write_prediction(workdir, made)

@@ -101,7 +101,10 @@ def fit_law(name: str, points: Points, seed: int = 0) -> Fitted:
 
 
 def ladder_points(
-    rows: Iterable[Row], params: str = "num_params", without: Mapping[str, str] | None = None
+    rows: Iterable[Row],
+    params: str = "num_params",
+    without: Mapping[str, str] | None = None,
+    min_tokens: int = 0,
 ) -> Points:
     """The points of a ledger that laws are fitted to.
 
@@ -112,6 +115,7 @@ def ladder_points(
       rows: Of a ledger.
       params: As of points_of.
       without: {name: reason} of runs that are left out too.
+      min_tokens: Runs that saw fewer are left out: their losses tell of the warm-up, not of the law.
 
     Raises:
       ValueError: No run is left, or those that are left were trained on different data.
@@ -124,7 +128,8 @@ def ladder_points(
     data = sorted({str(row.get("data")) for row in rows if row["name"] in kept})
     if len(data) > 1:
         raise ValueError(f"ledger: its runs are of different data: {'; '.join(data)}")
-    return dataclasses.replace(points, excluded=(*points.excluded, *out.items()))
+    points = dataclasses.replace(points, excluded=(*points.excluded, *out.items()))
+    return points.where(points.num_tokens >= min_tokens, f"saw fewer than {min_tokens:,} tokens")
 
 
 def fit_measure(

@@ -71,6 +71,7 @@ def make_prediction(
     *,
     params: str = "num_params",
     measures: Sequence[str] = (),
+    min_tokens: int = 0,
     seed: int = 0,
     made_after_the_run: bool = False,
 ) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def make_prediction(
       params: Which count is N: see points_of.
       measures: Names of evaluations of the ledger's rows: means of log-probabilities (not above 0)
         or shares.
+      min_tokens: See ladder_points.
       seed: Of the draws of the intervals.
       made_after_the_run: Whether the run has begun. A run of this config in the ledger counts too.
 
@@ -98,7 +100,7 @@ def make_prediction(
         raise ValueError(f"params: {params!r} is not one of {', '.join(COUNTS)}")
     rows, sha = read_ledger(ledger), config_sha(config)
     known = {row["name"]: "is this run" for row in rows if row.get("config_sha") == sha}
-    points, target = ladder_points(rows, params, known), target_of(config)
+    points, target = ladder_points(rows, params, known, min_tokens), target_of(config)
     place = {"num_params": getattr(target, params), "num_tokens": target.num_tokens}
     place["flops"] = target.flops
     predictions, refused = [], []

@@ -12,7 +12,9 @@ from gpt_jax.scaling.points import Points, Row
 from gpt_jax.scaling.prediction import Score
 
 
-def fit(rows: Sequence[Row], names: Sequence[str], params: str) -> tuple[list[str], dict[str, Any]]:
+def fit(
+    rows: Sequence[Row], names: Sequence[str], params: str, min_tokens: int = 0
+) -> tuple[list[str], dict[str, Any]]:
     """Fits laws of the table to a ledger.
 
     Returns:
@@ -24,7 +26,7 @@ def fit(rows: Sequence[Row], names: Sequence[str], params: str) -> tuple[list[st
     """
     for name in names:
         check_law(name)
-    points = ladder_points(rows, params)
+    points = ladder_points(rows, params, min_tokens=min_tokens)
     lines = [f"{len(points)} runs, N is {params}", *excluded_lines(points.excluded)]
     laws, refused = [], []
     for name in names:
