@@ -115,7 +115,8 @@ def ladder_points(
       rows: Of a ledger.
       params: As of points_of.
       without: {name: reason} of runs that are left out too.
-      min_tokens: Runs that saw fewer are left out: their losses tell of the warm-up, not of the law.
+      min_tokens: Runs that saw fewer are left out: of them the warm-up tells, not
+        the law.
 
     Raises:
       ValueError: No run is left, or those that are left were trained on different data.
