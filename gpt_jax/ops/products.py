@@ -227,8 +227,10 @@ def _contract_leading(x: Array, g: Array, num_lead: int, precision: Precision) -
     shape = x.shape[num_lead:] + g.shape[num_lead:]
     x_MK = x.reshape(num_rows, -1).astype(dtype)
     g_MF = g.reshape(num_rows, -1).astype(dtype)
-    # The smaller operand is transposed, and the result back if need be.
-    if x_MK.shape[1] <= g_MF.shape[1]:
+    # The smaller operand is transposed, and the result back if need be: so not if together they
+    # are more than the larger operand, as with a head's few rows and large vocabulary.
+    K, F = x_MK.shape[1], g_MF.shape[1]
+    if K <= F or num_rows * K < (num_rows + K) * F:
         dw = _dot(transposed(x_MK, (1, 0), 0), g_MF, ((1,), (0,)), ((), ()), dtype, "float32")
     else:
         dw = _dot(transposed(g_MF, (1, 0), 0), x_MK, ((1,), (0,)), ((), ()), dtype, "float32")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from gpt_jax import trees
@@ -83,10 +84,25 @@ def make_optimizer(
     if scaled and config.name == "muon":
         chain.append(scale_rates(scaling, muon=True))
     if config.clip_norm:
-        chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+        chain.insert(0, _clip_by_global_norm(config.clip_norm))
     if config.layer_decay != 1:
         chain.append(scale_by_layer(config.layer_decay))
     return optax.chain(*chain) if len(chain) > 1 else update
+
+
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Gradients of a norm above `max_norm` are scaled to it.
+
+    By one factor: optax divides each gradient by the norm, and XLA keeps a quotient that several
+    read as an array of its own, so a second copy of the gradients.
+    """
+
+    def scale(grads: Tree, _: Tree) -> Tree:
+        norm = optax.global_norm(grads)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+
+    return optax.stateless(scale)
 
 
 def _decay_mask(params: Tree) -> Tree:
