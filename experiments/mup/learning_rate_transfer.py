@@ -17,7 +17,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from small_runs import PARAMETRISATIONS, arguments, batches, config_for, prepare, program, write
+from small_runs import (
+    PARAMETRISATIONS,
+    arguments,
+    base_width,
+    batches,
+    config_for,
+    prepare,
+    program,
+    write,
+)
 
 from gpt_jax.data.pipeline import evaluation_batches
 from gpt_jax.evals.validation import eval_step
@@ -85,7 +94,7 @@ def study(args) -> dict[str, Any]:
     for name in PARAMETRISATIONS:
         for width in args.widths:
             began = time.monotonic()
-            if name == "mup" and width == args.widths[0]:
+            if name == "mup" and width == base_width(args):
                 # The base is the standard parametrisation, bit for bit (tests/test_mup.py).
                 found[name][str(width)] = found["standard"][str(width)]
             else:

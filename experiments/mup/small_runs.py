@@ -57,9 +57,9 @@ def config_for(args: argparse.Namespace, width: int, mup: bool, optimizer: str) 
                 "tokenizer": "bytes", "vocab_size": 257, "seq_len": args.seq_len,
             },
             "model": {
-                "vocab_size": 257, "seq_len": args.seq_len, "num_layers": 2, "embed_dim": width,
-                "num_heads": max(width // 16, 1), "init": args.init, "dtype": args.dtype,
-                "mup_base_width": args.widths[0] if mup else 0,
+                "vocab_size": 257, "seq_len": args.seq_len, "num_layers": args.layers,
+                "embed_dim": width, "num_heads": max(width // 16, 1), "init": args.init,
+                "dtype": args.dtype, "mup_base_width": base_width(args) if mup else 0,
             },
             "optimizer": {
                 "name": optimizer, "learning_rate": 1.0, "muon_learning_rate": args.muon_ratio,
@@ -68,6 +68,11 @@ def config_for(args: argparse.Namespace, width: int, mup: bool, optimizer: str) 
             "train": {"batch_size": args.batch_size, "duration": args.steps},
         }
     )  # fmt: skip
+
+
+def base_width(args: argparse.Namespace) -> int:
+    """model.mup_base_width of muP: --base, or the least of --widths."""
+    return args.base or args.widths[0]
 
 
 def program(config: RunConfig) -> Program:
@@ -108,9 +113,10 @@ def arguments(doc: str, name: str, **defaults: Any) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     of_both = {
-        "widths": (32, 64, 128, 256), "seeds": 3, "seq_len": 128, "batch_size": 4, "text": "",
-        "init": "fan_in", "dtype": "float32", "schedule": "constant", "warmup": 0,
-        "muon_ratio": 1.0, "out": str(FOLDER / "results" / f"{name}.json"),
+        "widths": (32, 64, 128, 256), "base": 0, "seeds": 3, "layers": 2, "seq_len": 128,
+        "batch_size": 4, "text": "", "init": "fan_in", "dtype": "float32",
+        "schedule": "constant", "warmup": 0, "muon_ratio": 1.0,
+        "out": str(FOLDER / "results" / f"{name}.json"),
     }  # fmt: skip
     for option, value in (of_both | defaults).items():
         kind = _numbers if isinstance(value, tuple) else type(value)
