@@ -321,7 +321,7 @@ def test_a_sweep_of_two_runs(tmp_path, corpus, capsys, monkeypatch):
     code, out, _ = command(capsys, *argv, "--dry_run")
     assert code == 0 and not workdir.exists()
     assert [line.split()[-1] for line in out.splitlines()[1:3]] == ["run", "run"]
-    code, out, _ = command(capsys, *argv, "--processes=2", f"--ledger={tmp_path / 'l.jsonl'}")
+    code, out, _ = command(capsys, *argv, f"--ledger={tmp_path / 'l.jsonl'}")
     assert code == 0, out
     rows = read_ledger(tmp_path / "l.jsonl")
     runs = plan_sweep(spec, "seeds", workdir, ["train.keep=1"])
