@@ -81,7 +81,7 @@ class Checkpoints(CheckpointReader):
         self._bytes = 0  # of its arrays
         self._failure: BaseException | None = None  # of the last save
         self._failures = 0  # in a row
-        quarantine.refuse_unwritable(epath.Path(directory))
+        quarantine.refuse_unwritable(directory)
         super().__init__(directory)
         self._retention.verified = self._verified
 

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import uuid
 import warnings
 from collections.abc import Collection
 
@@ -43,20 +42,27 @@ def sweep(folder: epath.Path) -> None:
     _together("gpt_jax: swept up unfinished checkpoints")
 
 
-def refuse_unwritable(folder: epath.Path) -> None:
-    """Makes the folder, and tries whether it takes a file.
+def refuse_unwritable(folder: epath.PathLike) -> None:
+    """Makes a folder, unless it is there, and asks whether it takes files; writes none to know.
 
     Raises:
       ValueError: It does not.
     """
-    probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
+    folder = epath.Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
     except OSError as error:
         why = error.strerror or str(error)
-        raise ValueError(f"--workdir: {os.fspath(folder)!r} cannot be written: {why}") from None
+        raise ValueError(f"--workdir: {os.fspath(folder)!r} cannot be made: {why}") from None
+    if not is_writable(folder):
+        raise ValueError(f"--workdir: {os.fspath(folder)!r} is not ours to write")
+
+
+def is_writable(folder: epath.Path) -> bool:
+    """Whether files can be made in a folder, as far as rights and mounts say."""
+    path = os.fspath(folder)
+    ask_as = {"effective_ids": os.access in os.supports_effective_ids}
+    return "://" in path or os.access(path, os.W_OK | os.X_OK, **ask_as)
 
 
 def space(folder: epath.Path, needed: int) -> str:

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 from typing import IO, Any
 
 from etils import epath
@@ -13,7 +12,7 @@ from gpt_jax.runs import run as layout
 from gpt_jax.runs.checkpoints import save_params
 from gpt_jax.runs.config import RunConfig, flatten, run_config
 from gpt_jax.runs.identity import NOT_OF_THE_NUMBERS
-from gpt_jax.runs.quarantine import damaged
+from gpt_jax.runs.quarantine import damaged, is_writable
 from gpt_jax.runs.receipt import write_json
 from gpt_jax.scaling import prediction
 from gpt_jax.types import Tree
@@ -78,7 +77,7 @@ def check_same_run(old: dict[str, Any] | None, config: RunConfig, where: str) ->
 def _refuse_read_only(workdir: epath.Path) -> None:
     for folder in (workdir / layout.CHECKPOINTS, workdir, *workdir.parents):
         if folder.exists():
-            if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            if folder.is_dir() and not is_writable(folder):
                 raise ValueError(f"--workdir: {str(folder)!r} is not ours to write")
             if folder == workdir or not folder.is_relative_to(workdir):
                 return
