@@ -9,6 +9,7 @@ from gpt_jax.data.compression import compression_bits_per_byte
 from gpt_jax.data.documents import VALIDATION
 from gpt_jax.data.sources import open_source
 from gpt_jax.evals.during_training import text_bytes
+from gpt_jax.evals.python_lines import NUM_PROMPTS, score_python_lines
 from gpt_jax.evals.task_evaluation import evaluate_task
 from gpt_jax.evals.validation import Validation
 from gpt_jax.objectives.objectives import make_objective
@@ -17,6 +18,7 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs.config import RunConfig
 from gpt_jax.runs.data import prepare_run
 from gpt_jax.runs.run import EVALUATIONS, open_run
+from gpt_jax.tasks.python_lines import line_prompts
 from gpt_jax.tasks.table import find_task
 
 
@@ -67,8 +69,30 @@ def task(
         batch_size=config.train.microbatch_size, allow_code_execution=allow_code_execution,
     )  # fmt: skip
     row = {"step": run.step, "task": name, "split": split, "num_shots": num_shots, **scores}
-    with open(epath.Path(workdir) / EVALUATIONS, "a") as file:
-        file.write(json.dumps(row) + "\n")
+    _append(workdir, row)
+    return scores
+
+
+def python_lines(
+    workdir: epath.PathLike, step: int | None, cache_dir: epath.PathLike, *, limit: int = 0
+) -> dict[str, float]:
+    """See score_python_lines; also added to the run's evaluations.jsonl.
+
+    Raises:
+      ValueError: The run's validation split holds no functions in Python.
+    """
+    run = open_run(workdir, step)
+    if run.config.tasks.names:
+        raise ValueError("--tasks: 'python_lines' is of a corpus, but the run was trained on tasks")
+    documents = open_source(run.config.data, VALIDATION, cache_dir)
+    prompts = line_prompts(documents, limit or NUM_PROMPTS, run.config.model.seq_len)
+    if not prompts:
+        raise ValueError(
+            f"--tasks: 'python_lines': the validation split of {documents.label!r} holds no "
+            "functions in Python that fit the model's context"
+        )
+    scores = score_python_lines(run.model, run.params, run.tokenizer, prompts)
+    _append(workdir, {"step": run.step, "task": "python_lines", **scores})
     return scores
 
 
@@ -78,3 +102,8 @@ def compression(config: RunConfig, cache_dir: epath.PathLike) -> dict[str, float
         raise ValueError("--tasks: 'compression' is of a corpus, but the run was trained on tasks")
     documents = open_source(config.data, VALIDATION, cache_dir)
     return compression_bits_per_byte(text for text in documents if text)
+
+
+def _append(workdir: epath.PathLike, row: dict[str, Any]) -> None:
+    with open(epath.Path(workdir) / EVALUATIONS, "a") as file:
+        file.write(json.dumps(row) + "\n")
