@@ -30,9 +30,19 @@ class Bootstrap:
     freedom: int
     seed: int
 
+    def numbers(self, number: Callable[[Any], Any]) -> np.ndarray:
+        """A number of every drawn law, [draws, ...], moved away from that of the first law.
+
+        By sqrt(n / (n - constants)), as a law lies closer to its own points than to the truth.
+        """
+        constants = fits.num_constants(self.law)
+        wider = np.sqrt((self.freedom + constants) / self.freedom)
+        middle = np.asarray(number(self.law), float)
+        return middle + wider * (np.array([number(law) for law in self.laws], float) - middle)
+
     def spread(self, number: Callable[[Any], Any], level: float = 0.9) -> tuple[Any, Any]:
         """Interval of a number of the law itself, such as an exponent or the mean loss of a run."""
-        numbers = np.array([number(law) for law in self.laws], float)
+        numbers = self.numbers(number)
         low, high = np.quantile(numbers, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low, high
 
@@ -106,7 +116,7 @@ def interval(
         array gives arrays.
       level: Share of new runs that it should contain.
     """
-    losses = np.array([predict(law) for law in found.laws], float)
+    losses = found.numbers(predict)
     shares = (np.arange(199) + 0.5) / 199
     noise = np.exp(found.noise * stats.t.ppf(shares, found.freedom))
     spread = losses[:, None] * noise.reshape(-1, *[1] * (losses.ndim - 1))
