@@ -224,7 +224,7 @@ def test_what_cannot_be_fitted_is_refused_with_what_is_missing(tmp_path, no_libr
 
 
 def test_predictions_stand_beside_what_came(tmp_path, no_library):
-    good, after, swapped, open_end = (write_run(tmp_path, name) for name in "abcd")
+    good, after, swapped, open_end = (write_run(tmp_path, name) for name in ("a", "b", "c<i>", "d"))
     sha = add_prediction(good)  # 2.1, and 2.125 came
     add_prediction(after, made_after_the_run=True, sha="")
     add_prediction(swapped, sha="12" * 32)
@@ -239,12 +239,14 @@ def test_predictions_stand_beside_what_came(tmp_path, no_library):
     by_compute = next(row for row in read.rows if row[0] == "a" and "L(C)" in row)
     assert "misses it" in by_compute
     assert read.row("a", "sha256") == sha[:12] and sha in markup
-    assert read.row("b", "made") == read.row("c", "made") == "not before this run"
+    assert read.row("b", "made") == read.row("c<i>", "made") == "not before this run"
     assert "The prediction of b: it was made after the run had begun." in markup
     assert f"but the run began with {'12' * 32}" in markup
     assert read.row("d", "predicted") == "2.1000" and read.row("d", "actual") == tables.NOTHING
     crosses = [series.run for series in drawn[-1].series if series.name == "actual"]
-    assert crosses == ["a", "b", "c"]
+    assert crosses == ["a", "b", "c<i>"]
+    ticks = figures_in(markup)[-1]["layout"]["xaxis"]["ticktext"]
+    assert "c&lt;i&gt;" in ticks  # plotly reads tags
 
 
 def test_one_name_twice_is_told_apart_by_folder(tmp_path):
@@ -268,9 +270,9 @@ def test_a_sweeps_ledger_tells_groups_of_its_runs(tmp_path):
 @pytest.mark.slow
 def test_a_hundred_runs_are_small_and_quick(tmp_path, no_library):
     path = write_rows(tmp_path / "l.jsonl", ladder_rows(10, 10))
-    start = time.monotonic()
+    start = time.process_time()  # of this process alone: others may keep the machine busy
     markup, drawn = made([path])
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     assert len(markup) < 8e6 and drawn
 
 
