@@ -187,6 +187,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(capsys, tmp_path, corpus, argv
         (["generate", "--run=nowhere"], "'nowhere' is no run directory"),
         (["generate", "--run=nowhere", "--temperature=-1"], "temperature: -1.0 is not"),
         (["evaluate", "--run=nowhere"], "--run: 'nowhere' holds no run"),
+        (["evaluate", "--run=nowhere", "--limit=-1"], "--limit: -1 is not at least 0"),
     ],
 )
 def test_other_commands_mistakes(capsys, argv, told):

@@ -122,6 +122,7 @@ def test_the_text_may_be_held_to_a_form(generate, tmp_path):
         (["--suffix=x"], "error: --suffix: this model was not trained to fill in text"),
         (["--suffix=x", "--chat"], "error: --suffix: does not go together with chat"),
         (["--system=x"], "error: --system: goes with chat alone"),
+        (["--chat", "--prompt=<|endoftext|>"], "error: --prompt[0].content: holds the special"),
         (["--min_tokens=9"], "error: --min_tokens: 9 is not an integer from 0 to max_tokens 6"),
         (["--stop="], "error: --stop: ('',) is not a tuple of non-empty strings"),
         (["--json_schema=nowhere.json"], "error: --json_schema: 'nowhere.json' cannot be read"),

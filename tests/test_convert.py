@@ -263,6 +263,9 @@ def test_missing_unused_and_misshapen_tensors_are_named(llama):
         ("llama", {"hidden_act": "relu"}, "hidden_act 'relu' .*silu"),
         ("llama", {"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
         ("llama", {"rms_norm_eps": "small"}, "rms_norm_eps is 'small'"),
+        ("llama", {"rms_norm_eps": -1.0}, "model.norm_eps: -1.0"),
+        ("llama", {"num_key_value_heads": 3}, "model.num_kv_heads: 3"),
+        ("llama", {"rope_parameters": {"rope_theta": "x"}}, "float: 'x'"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("llama", {"architectures": ["PhiForCausalLM"]}, "'PhiForCausalLM' .*LlamaForCausalLM"),
         ("llama", {"architectures": None, "model_type": "mamba"}, "model_type 'mamba' .*llama"),
@@ -351,6 +354,8 @@ def test_loading_is_strict_on_both_sides():
     assert sorted(used) == ["tokens"] and new == ["classifier/bias", "stack/layers/x"]
     with pytest.raises(ValueError, match=r"init\.skip: 'clasifier' matches no parameter"):
         merge_strict(loaded, wanted, (*skip, "clasifier"), "hf:DIR")
+    with pytest.raises(ValueError, match=r"init\.skip: '\[' is no regular expression"):
+        merge_strict(loaded, wanted, (*skip, "["), "hf:DIR")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_gguf_gives_the_parameters_of_its_hugging_face_form(llama, tmp_path):
     assert (rounded["tokens"] != params["tokens"]).any()
 
 
-def test_a_gguf_we_cannot_represent_is_refused(llama, tmp_path):
+def test_a_gguf_we_cannot_represent_is_refused(llama, tmp_path, monkeypatch):
     _, config, weights = llama
     scaled = write_gguf(
         tmp_path / "scaled.gguf", config, weights,
@@ -98,6 +98,10 @@ def test_a_gguf_we_cannot_represent_is_refused(llama, tmp_path):
     part = write_gguf(tmp_path / "part.gguf", config, weights, rope_dimension_count=8)
     with pytest.raises(ValueError, match=r"partial_rotary_factor 0\.5"):
         model_values(part)
+    monkeypatch.setattr(gguf.GGUFWriter, "add_head_count", lambda writer, count: None)
+    headless = write_gguf(tmp_path / "headless.gguf", config, weights)
+    with pytest.raises(ValueError, match=r"^init\.source: \S*headless\.gguf: a value is of a kind"):
+        model_values(headless)
     (tmp_path / "no.gguf").write_bytes(b"no such thing")
     with pytest.raises(ValueError, match=r"no\.gguf is no GGUF file"):
         model_values(f"gguf:{tmp_path / 'no.gguf'}")
@@ -153,6 +157,13 @@ def test_the_tokenizer_of_a_hugging_face_folder(tmp_path):
         path = tokenizer_path(f"hf:{folder}", cache)
     ids = small_bpe().encode(_TEXT).ids
     assert tokenizers.Tokenizer.from_file(str(path)).encode(_TEXT).ids == ids
+    # Special tokens are told as texts, with properties, and in lists.
+    one, two = "lo", "Z"
+    told = {"eos_token": {"content": one, "lstrip": False}, "additional_special_tokens": [two]}
+    (folder / "special_tokens_map.json").write_text(json.dumps(told))
+    with pytest.warns(UserWarning, match=r"made of vocab\.json and merges\.txt"):
+        made = tokenizers.Tokenizer.from_file(str(tokenizer_path(f"hf:{folder}", cache)))
+    assert {t.content for t in made.get_added_tokens_decoder().values()} == {one, two}
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "low", "##er", "Low"]
     (folder / "vocab.txt").write_text("\n".join(words))

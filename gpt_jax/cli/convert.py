@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gpt_jax.convert.naming import renamed, source_names
 
-    with renamed({**source_names("--from"), "spec": "--from", "step": "--step"}):
+    names = source_names("--from") | {"spec": "--from", "step": "--step", "init.skip": "--skip"}
+    with renamed(names):
         return _run(arguments)
 
 

@@ -77,5 +77,5 @@ def _is_users(error: BaseException) -> bool:
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     ours = os.path.abspath(last).startswith(package + os.sep) or f"{os.sep}configs{os.sep}" in last
     # Ours begin with what is wrong and a colon; int("x") or a reshape, called by us, do not.
-    worded = ours and re.match(r"-{0,2}[\w.,/ -]{1,60}: ", str(error))
+    worded = ours and re.match(r"-{0,2}[\w.,/\[\] -]{1,60}: ", str(error))
     return bool(worded) or (isinstance(error, OSError) and error.errno in _USERS_ERRNOS)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpt_jax.convert.table import listed
+from gpt_jax.runs.config import InitConfig
 
 # Parameters with a dim that goes by one field of the config: the place of the dim, and the field.
 _SIZED_BY = {
@@ -34,12 +35,11 @@ def merge_strict(
 
     Raises:
       ValueError: A parameter is neither loaded nor skipped, neither used nor skipped, or of another
-        shape; or a pattern matches nothing.
+        shape; or a pattern is none, or matches nothing.
     """
-    patterns = {pattern: re.compile(pattern) for pattern in skip}
     skipped = set()
-    for pattern, compiled in patterns.items():
-        found = {name for name in {*loaded, *wanted} if compiled.search(name)}
+    for pattern in InitConfig(skip=tuple(skip)).skip:
+        found = {name for name in {*loaded, *wanted} if re.search(pattern, name)}
         if not found:
             raise ValueError(
                 f"init.skip: {pattern!r} matches no parameter of the model or of {where}"

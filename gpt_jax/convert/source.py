@@ -209,19 +209,26 @@ def tokenizer_path(spec: str, cache_folder) -> Path | epath.Path:
 
 
 def _open(source: Source) -> tuple[table.Family, Renamed, dict[str, Any]]:
-    if source.kind == "gguf":
-        tensors = _gguf(source.path)
-        family, config = LLAMA_GGUF, tensors.hf_config()
-    else:
-        config = read_hf_config(source.path)
-        config.need("quantization_config", None)
-        family, tensors = _family(config), SafeTensors(source.path)
+    where = str(source.path if source.kind == "gguf" else source.path / "config.json")
     try:
+        if source.kind == "gguf":
+            tensors = _gguf(source.path)
+            family, config = LLAMA_GGUF, tensors.hf_config()
+        else:
+            config = read_hf_config(source.path)
+            config.need("quantization_config", None)
+            family, tensors = _family(config), SafeTensors(source.path)
         renamed = table.named_as_in_table(family, config, tensors)
-        return family, renamed, table.model_values(family, config, renamed)
+        values = table.model_values(family, config, renamed)
+        TransformerConfig(**values)  # what the file says may not go together
+    except ValueError as error:  # ours, a field of TransformerConfig's, or float("x")'s
+        if str(error).startswith("init.source: "):
+            raise
+        raise ValueError(f"init.source: {where}: {error}") from error
     except (AttributeError, TypeError, LookupError, ArithmeticError) as error:
         told = f"a value is of a kind that it cannot be: {error}"
-        raise ValueError(f"init.source: {config.where}: {told}") from error
+        raise ValueError(f"init.source: {where}: {told}") from error
+    return family, renamed, values
 
 
 # To go through the metadata takes seconds: every token is a field.

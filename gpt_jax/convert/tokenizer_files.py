@@ -45,8 +45,7 @@ def hf_tokenizer(folder: Path, cache_dir) -> Path:
     elif vocab.is_file() and merges.is_file():
         made_of = [vocab, merges]
         tokenizer = hf.ByteLevelBPETokenizer(str(vocab), str(merges))
-        special = [str(v) for v in read_json(folder / "special_tokens_map.json").values()]
-        special = special or ["<|endoftext|>"]
+        special = _special_tokens(folder) or ["<|endoftext|>"]
         known = [token for token in special if tokenizer.token_to_id(token) is not None]
         tokenizer.add_special_tokens(known)
     else:
@@ -59,6 +58,13 @@ def hf_tokenizer(folder: Path, cache_dir) -> Path:
     names = " and ".join(file.name for file in made_of)
     warnings.warn(f"{folder} holds no {TOKENIZER}; {path} is made of {names}", stacklevel=2)
     return path
+
+
+def _special_tokens(folder: Path) -> list[str]:
+    """What special_tokens_map.json names: texts, dicts with a text as `content`, lists of them."""
+    said = read_json(folder / "special_tokens_map.json").values()
+    flat = [one for value in said for one in (value if isinstance(value, list) else [value])]
+    return [str(one.get("content") if isinstance(one, dict) else one) for one in flat]
 
 
 def gguf_tokenizer(file: GGUF, cache_dir) -> Path:
