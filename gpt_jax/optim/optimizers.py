@@ -9,6 +9,7 @@ import optax
 
 from gpt_jax import trees
 from gpt_jax.optim import schedules
+from gpt_jax.optim.adam import scale_by_adam
 from gpt_jax.optim.config import OptimizerConfig
 from gpt_jax.optim.durations import Clock, Duration
 from gpt_jax.optim.layer_decay import scale_by_layer
@@ -74,7 +75,7 @@ def make_optimizer(
     else:
         weight_decay = config.weight_decay if config.name == "adamw" else 0.0
         update = optax.chain(
-            optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+            scale_by_adam(config.b1, config.b2, config.eps),
             # Before the decay, which muP keeps: a rate over m with a decay times m.
             *([scale_rates(scaling)] if scaled else []),
             optax.add_decayed_weights(weight_decay, decay_mask),

@@ -9,6 +9,7 @@ import optax
 from gpt_jax import trees
 from gpt_jax.models.transformer import forward
 from gpt_jax.objectives.objectives import Objective
+from gpt_jax.optim.adam import AdamState
 from gpt_jax.parallel.sharding import constrain
 from gpt_jax.runs.state import Fixed, TrainState
 from gpt_jax.types import Array, Batch, Tree
@@ -91,11 +92,15 @@ def train_step(
 
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(means["loss"])
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    optimizer = optax.with_extra_args_support(optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
     params = optax.apply_updates(state.params, updates)
 
     def keep(new: Tree, old: Tree) -> Tree:
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        def one(n: Any, o: Any) -> Any:  # an AdamState has seen to it itself
+            return n if isinstance(n, AdamState) else jnp.where(finite, n, o)
+
+        return jax.tree.map(one, new, old, is_leaf=lambda x: isinstance(x, AdamState))
 
     first_nonfinite = state.flags["first_nonfinite"]
     new_state = TrainState(
