@@ -100,8 +100,8 @@ def non_embedding_exponent(
     arXiv:2406.12907 explains Kaplan's 0.73 so. A model of N non-embedding parameters has
     N_T = N + 47491 N^(1/3) in all; the law holds for N_T, while budgets C = 6 N D leave embeddings
     out. Of the sizes the best is taken at every budget, and a line laid through their logarithms.
-    With the published ranges and "chinchilla_refit" it is 0.775 (published 0.78), where counting all
-    parameters gives 0.51.
+    With the published ranges and "chinchilla_refit" it is 0.775 (published 0.78), where counting
+    all parameters gives 0.51.
 
     Args:
       law: Of all parameters.
