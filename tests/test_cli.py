@@ -94,6 +94,10 @@ def test_config_prints_values_origins_and_sizes(capsys):
     assert lines["optimizer.b1"] == ["optimizer.b1", "0.9", "default"]
     assert lines["total"] == ["total", "1,557,611,200"]
     assert f"{4 * 1557611200:,}" in out and "FLOPs a token" in out
+    assert "as if all parameters were trained" not in out
+    for some in ("--config.model.lora_rank=4", "--config.optimizer.freeze=tokens"):
+        code, out, _ = run(capsys, "config", "--config=configs/gpt2.py", some)
+        assert code == 0 and "as if all parameters were trained" in out
 
 
 def test_train_evaluate_generate(capsys, corpus, tmp_path):

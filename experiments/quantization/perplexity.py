@@ -1,77 +1,98 @@
-"""What 8-bit weights cost: perplexity of a fixed held-out text, with f32 weights and with them.
+"""What 8-bit weights cost: perplexity of a text, with f32 weights and with them.
 
-    python experiments/quantization/perplexity.py gguf:PATH runs/tasks/gpt ... [--tokens=4096]
+    python -m gpt_jax data fetch gutenberg sympy_code stories15m smollm2
+    python experiments/quantization/perplexity.py hf:stories15m --texts=stories
+    python experiments/quantization/perplexity.py gguf:smollm2 --texts=stories,code
 
-The text is a module of Python's own library, which every installation has. Models may have seen it;
-what counts is the difference. It is read in windows of the model's context, at most 512 tokens
-each, and every token but a window's first is scored. SPEC is what `open_model` takes.
+`stories` are tales for children, the simple English that stories15m writes; it was trained on made
+stories alone and has not seen them. `code` is SymPy's. A model of the web such as smollm2 may have
+seen both. A text is read in windows of the model's context, at most 512 tokens each, spread evenly
+over it, and every token but a window's first is scored. SPEC is what `open_model` takes.
 """
 
 import argparse
-import difflib
-import inspect
 import json
 import math
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.convert.open_model import open_model
+from gpt_jax.data.corpora import corpus_folder
 from gpt_jax.decode.prompts import as_computed
 from gpt_jax.models.quantize import num_bytes, quantize
+from gpt_jax.parallel.cache_folder import cache_dir
 
 WINDOW = 512
+_TALES = ("bryant-stories", "burgess-busterbrown")
+# Name -> corpus, and which rows of its test split.
+TEXTS: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
+    "stories": ("gutenberg", lambda row: row["book"].startswith(_TALES)),
+    "code": ("sympy_code", lambda row: True),
+}
 
 
-def windows(tokenizer, context: int, num_tokens: int) -> np.ndarray:
-    """int32[B, T] of the text's first ids."""
-    ids = tokenizer.encode(inspect.getsource(difflib))[:num_tokens]
+def read_text(name: str) -> str:
+    """All that there is of a text."""
+    corpus, wanted = TEXTS[name]
+    lines = (corpus_folder(corpus, cache_dir()) / "test.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if wanted(row)]
+    return "\n\n".join(row["text"] for row in rows)
+
+
+def windows(tokenizer, text: str, context: int, num_tokens: int) -> np.ndarray:
+    """int32[B, T] of the text's ids: so many tokens in all, or fewer where it has fewer."""
+    ids = np.asarray(tokenizer.encode(text), np.int32)
     length = min(WINDOW, context, len(ids))
-    rows = len(ids) // length
-    return np.asarray(ids[: rows * length], np.int32).reshape(rows, length)
+    rows_BT = ids[: len(ids) // length * length].reshape(-1, length)
+    most = min(len(rows_BT), max(1, num_tokens // length))
+    return rows_BT[np.linspace(0, len(rows_BT) - 1, most).round().astype(int)]
 
 
-def nats_per_token(model, params, tokens_BT: np.ndarray) -> float:
+def nats_per_token(model, params, tokens_BT: np.ndarray) -> np.ndarray:
+    """f64[B]: the mean of each window."""
+
     @jax.jit
     def row_nats(params, tokens_T):
         logits_TV = model.apply({"params": params}, tokens_T[None, :-1])[0]
         logprobs_TV = jax.nn.log_softmax(logits_TV)
-        return -jnp.take_along_axis(logprobs_TV, tokens_T[1:, None], -1).sum()
+        return -jnp.take_along_axis(logprobs_TV, tokens_T[1:, None], -1).mean()
 
-    total = sum(float(row_nats(params, tokens_T)) for tokens_T in tokens_BT)
-    return total / (tokens_BT.size - len(tokens_BT))
+    return np.array([float(row_nats(params, tokens_T)) for tokens_T in tokens_BT])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("specs", nargs="+", metavar="SPEC")
-    parser.add_argument("--tokens", type=int, default=4096, help="of the text, at most")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results.json"))
+    parser.add_argument("--texts", default=",".join(TEXTS), help="with commas between them")
+    parser.add_argument("--tokens", type=int, default=4096, help="of each text, at most")
     args = parser.parse_args()
-    rows = []
-    print("model                    tokens  perplexity f32       8-bit   ratio  MB f32  MB 8-bit")
+    print(
+        "model            text     tokens  perplexity f32     8-bit  ratio (stderr)  MB f32  8-bit"
+    )
     for spec in args.specs:
         opened = open_model(spec)
         model = as_computed(opened.model)
-        tokens_BT = windows(opened.tokenizer, model.config.seq_len, args.tokens)
         small = jax.jit(quantize)(opened.params)
-        exact, rounded = (nats_per_token(model, p, tokens_BT) for p in (opened.params, small))
-        row = {
-            "model": opened.name, "tokens": tokens_BT.size, "perplexity_f32": math.exp(exact),
-            "perplexity_int8": math.exp(rounded), "ratio": math.exp(rounded - exact),
-            "megabytes_f32": num_bytes(opened.params) / 1e6,
-            "megabytes_int8": num_bytes(small) / 1e6,
-        }  # fmt: skip
-        rows.append(row)
-        print(
-            f"{row['model'][:24]:24} {row['tokens']:6} {row['perplexity_f32']:15.4f} "
-            f"{row['perplexity_int8']:11.4f} {row['ratio']:7.4f} {row['megabytes_f32']:7.1f} "
-            f"{row['megabytes_int8']:9.1f}",
-            flush=True,
-        )
-    Path(args.out).write_text(json.dumps(rows, indent=2) + "\n")
+        for name in args.texts.split(","):
+            text = read_text(name)
+            tokens_BT = windows(opened.tokenizer, text, model.config.seq_len, args.tokens)
+            exact_B, rounded_B = (
+                nats_per_token(model, p, tokens_BT) for p in (opened.params, small)
+            )
+            # Of the same windows: their difference varies far less than they do.
+            worse_B = rounded_B - exact_B
+            ratio = math.exp(worse_B.mean())
+            error = ratio * worse_B.std(ddof=1) / math.sqrt(len(worse_B))
+            print(
+                f"{spec[:16]:16} {name:8} {tokens_BT.size:6} {math.exp(exact_B.mean()):15.3f} "
+                f"{math.exp(rounded_B.mean()):9.3f}  {ratio:.4f} ({error:.4f}) "
+                f"{num_bytes(opened.params) / 1e6:7.1f} {num_bytes(small) / 1e6:6.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -33,10 +33,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     length, batch = config.data.seq_len, config.train.batch_size
     flops = counts.flops_per_token(config.model, length)
     print(f"\nFLOPs a token (6 a weight of a product; causal attention at {length}): {flops:,.0f}")
+    frozen = bool(config.model.lora_rank or config.optimizer.freeze)
+    if frozen:  # which parameters those are is known only where there is a model
+        print("  as if all parameters were trained; the receipt of a run counts those that are")
     print(f"tokens a step: {batch * length:,}")
     print("\nbytes (float32)")
     print(f"  {'parameters':20} {4 * total:>16,}")
-    if config.model.lora_rank or config.optimizer.freeze:
+    if frozen:
         print("  gradients and optimizer: of the trained parameters alone; `train` prints how many")
         return 0
     slots = counts.optimizer_slots(config.optimizer.name, config.model)
