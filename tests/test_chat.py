@@ -284,6 +284,26 @@ _DOUBLED = "{% set n = namespace(x='aa') %}{% for i in range(99) %}STEP{% endfor
 
 
 @pytest.mark.parametrize(
+    "use",
+    [
+        "{{ x }}", "{{ n }}", "{{ 'a' ~ x }}", "{{ '%s' % (x,) }}", "{{ x | tojson }}",
+        "{{ [x] | join }}", "{{ x | upper }}", "{{ '' if x == n.y }}", "{{ x in [n.y] }}",
+        "{{ x is eq(n.y) }}", "{{ {}[x] }}", "{{ {x: 1} }}", "{{ {'a': x}.values() }}",
+        "{{ {}.get(x) }}", "{{ [x, n.y] | unique | list }}",
+        "{{ ([[1]] * 60000) | sum(start=[]) }}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("twice", ["({0}, {0})", "[{0}, {0}]"])
+def test_a_template_cannot_use_what_holds_itself_twice_and_so_on(use, twice):
+    """40 lines make it; to write it or to compare two of them would take for ever."""
+    step = f"{{% set n.x = {twice.format('n.x')} %}}{{% set n.y = {twice.format('n.y')} %}}"
+    made = f"{{% for i in range(40) %}}{step}{{% endfor %}}{{% set x = n.x %}}"
+    source = "{% set n = namespace(x=('a',), y=('a',)) %}" + made + use
+    with pytest.raises(ValueError, match=r"it would make|sum adds|unhashable"):
+        ChatTemplate(source, "mine").render([])
+
+
+@pytest.mark.parametrize(
     "step",
     [
         "{% set n.x = n.x + n.x %}", "{% set n.x = n.x ~ n.x %}", "{% set n.x = n.x * 2 %}",
@@ -311,6 +331,8 @@ def test_what_templates_do_is_what_jinja_does():
         "{{ ['a', 'b'] | join(', ') }}{{ 'aab'.replace('a', 'c') }}{{ 2 ** 10 }}{{ 2 ** -1 }}"
         "{{ 'a\nb' | indent(2) }}{{ '%s' | format(7) }}{{ {'a': [1]} | tojson(indent=1) }}"
         "{% set x %}<{{ 1 }}>{% endset %}{{ x ~ x }}{{ 5 | string }}{{ ' a b'.strip().split() }}"
+        "{{ 1 < 2 < 3 }}{{ 'a' in 'ab' }}{{ 1 not in [2] }}{{ {(1, 2): [3], 'b': {}} }}"
+        "{{ [1, 2] | sum }}{{ [1, 2] | select('odd') | map('string') | join }}{{ {1: 2}[1] }}"
     )
     plain = jinja2.Environment()
     plain.filters["tojson"] = json.dumps

@@ -329,6 +329,11 @@ def test_draining_refuses_what_is_new(opened):
     ("source", "said"),
     [
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "ran"),
+        (
+            "{% set x = 'a' * 8000000 %}{{ ([0] * 60000) | map('default', x, true) | map('upper') "
+            "| select('equalto', 1) | list }}",
+            "ran",
+        ),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ nothing.at.all }}", "undefined"),

@@ -7,7 +7,7 @@ without HTML escapes, and the tag `{% generation %}`.
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from typing import Any
 
 import jinja2
@@ -19,6 +19,8 @@ import jinja2.sandbox
 GENERATION_MARKS = ("generation_opens", "generation_closes")
 # What one step may make: its caller can stop a template between two lines, but not within one.
 MAX_SIZE, _MAX_BITS = 1 << 24, 4096
+# Parts of a value that is written, compared or given to a function, at all its levels.
+MAX_PARTS = 1 << 17
 # What of texts and numbers can be called: of these none makes much of little, but for those that
 # are checked below.
 _METHODS = frozenset({
@@ -27,6 +29,7 @@ _METHODS = frozenset({
     "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip",
     "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
 })  # fmt: skip
+_CONTAINERS = (list, tuple, dict, KeysView, ValuesView, ItemsView)
 _NOT_FILTERS = (
     "batch", "center", "pprint", "round", "slice", "urlize", "wordwrap", "xmlattr",
 )  # fmt: skip
@@ -89,6 +92,26 @@ def _check_size(size: int) -> None:
         raise jinja2.exceptions.SecurityError(f"it would make something of {size} parts")
 
 
+def _checked(value: Any) -> Any:
+    """The value, if little enough is in it: of two lists that hold one list twice each, and so on,
+    it takes but 40 lines to make one that nobody can write or compare."""
+    waiting, parts, chars = [value], 0, 0
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, jinja2.utils.Namespace):
+            one = one._Namespace__attrs
+        if isinstance(one, str):
+            chars += len(one)
+            _check_size(chars)
+        elif isinstance(one, _CONTAINERS):
+            parts += len(one)
+            if parts > MAX_PARTS:
+                raise jinja2.exceptions.SecurityError(f"it would make something of {parts} parts")
+            waiting += one
+            waiting += one.values() if isinstance(one, dict) else ()
+    return value
+
+
 def _size(value: Any) -> int:
     return len(value) if isinstance(value, str | list | tuple) else 0
 
@@ -107,7 +130,7 @@ def _check_replaced(text: Any, old: Any, new: Any) -> None:
 
 
 def _joined(parts: Iterable[Any]) -> str:
-    texts = [str(part) for part in parts]
+    texts = [str(_checked(part)) for part in parts]
     _check_size(sum(map(len, texts)))
     return "".join(texts)
 
@@ -122,12 +145,41 @@ class _Code(jinja2.compiler.CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def _visit_checked(self, node, frame):
+        self.write("environment.checked(")
+        self.visit(node, frame)
+        self.write(")")
+
+    def visit_Compare(self, node, frame):
+        self.write("(")
+        self._visit_checked(node.expr, frame)
+        for operand in node.ops:
+            self.visit(operand, frame)
+        self.write(")")
+
+    def visit_Operand(self, node, frame):
+        self.write(f" {jinja2.compiler.operators[node.op]} ")
+        self._visit_checked(node.expr, frame)
+
+    def visit_Dict(self, node, frame):
+        self.write("{")
+        for pair in node.items:
+            self._visit_checked(pair.key, frame)  # it is hashed
+            self.write(": ")
+            self.visit(pair.value, frame)
+            self.write(", ")
+        self.write("}")
+
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     code_generator_class = _Code
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     # Jinja's own joins what a block made.
     concat = staticmethod(_joined)
+    checked = staticmethod(_checked)
+
+    def getitem(self, obj, argument):
+        return super().getitem(obj, _checked(argument))
 
     def is_safe_attribute(self, obj, attr, value) -> bool:
         plain = isinstance(obj, str | bytes | bytearray | int | float)
@@ -153,7 +205,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         elif operator == "*" and any(sizes):
             _check_size(max(sizes) * max(numbers, default=0))
         elif operator == "%" and isinstance(left, str):
-            _check_formatted(left, right if isinstance(right, tuple) else [right])
+            _check_formatted(left, _checked(right if isinstance(right, tuple) else [right]))
         elif operator == "**" and len(numbers) == 2:
             bits = abs(left).bit_length() * abs(right)
         if operator in ("*", "**") and bits > _MAX_BITS:
@@ -161,6 +213,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(self, context, obj, *args, **kwargs):
+        _checked((args, kwargs))
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, str) and name == "replace":
             _check_replaced(owner, *args[:2])
@@ -187,7 +240,7 @@ def _replace(eval_context, text, old, new, count=None):
 
 @jinja2.pass_eval_context
 def _join(eval_context, value, d="", attribute=None):
-    parts = list(value)
+    parts = _checked(list(value))
     _check_size(sum(map(_size, parts)) + len(str(d)) * len(parts))
     return jinja2.filters.sync_do_join(eval_context, parts, d, attribute)
 
@@ -198,19 +251,40 @@ def _indent(text, width=4, first=False, blank=False):
     return jinja2.filters.do_indent(text, width, first, blank)
 
 
+@jinja2.pass_environment
+def _sum(environment, value, attribute=None, start=0):
+    if not isinstance(start, int | float):
+        raise jinja2.exceptions.SecurityError("sum adds numbers alone")
+    return jinja2.filters.sync_do_sum(environment, value, attribute, start)
+
+
+def _with_checked(function: Callable) -> Callable:
+    """A filter or a test that looks at its arguments first."""
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        _checked((args, kwargs))
+        return function(*args, **kwargs)
+
+    return checked
+
+
 @functools.cache
 def _environment() -> _Environment:
     environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_checked,
         extensions=[_Generation, jinja2.ext.loopcontrols],
     )
     environment.filters |= {
         "tojson": _to_json, "format": _format, "replace": _replace, "join": _join,
-        "indent": _indent, "string": _string,
+        "indent": _indent, "string": _string, "sum": _sum,
     }  # fmt: skip
     for name in _NOT_FILTERS:
         del environment.filters[name]
+    for table in (environment.filters, environment.tests):
+        table |= {name: _with_checked(function) for name, function in table.items()}
     del environment.globals["lipsum"]
     environment.globals |= {"raise_exception": _raise_exception, "namespace": _Namespace}
     return environment

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from gpt_jax.data import template_sandbox
 from gpt_jax.data.chat import encode_prompt
 from gpt_jax.data.chat_template import ChatTemplate
 from gpt_jax.serve.errors import ApiError, bad_request, from_value_error
@@ -13,6 +14,7 @@ from gpt_jax.serve.message_schemas import Message, Tool
 from gpt_jax.serve.service import Service
 
 _Value = TypeVar("_Value")
+_TRACED = ("<template>", template_sandbox.__file__)
 
 
 def template_of(service: Service) -> ChatTemplate:
@@ -95,7 +97,8 @@ def _parsed(arguments: str) -> Any:
 def _within(seconds: float, function: Callable[[], _Value]) -> _Value:
     """Calls a function that runs a template, and stops the template when its time is over.
 
-    A thread cannot be ended from outside. So Python asks us at each line of a template's code.
+    A thread cannot be ended from outside. So Python asks us at each line of a template's code, and
+    of the sandbox, which stands around each call of a filter: one line may map a long list.
     """
     deadline = time.monotonic() + seconds
 
@@ -105,7 +108,7 @@ def _within(seconds: float, function: Callable[[], _Value]) -> _Value:
         return at_line
 
     def at_call(frame, event, argument):
-        return at_line if frame.f_code.co_filename == "<template>" else None
+        return at_line if frame.f_code.co_filename in _TRACED else None
 
     before = sys.gettrace()
     sys.settrace(at_call)
