@@ -12,67 +12,60 @@ import argparse
 import os
 import pathlib
 
+_FIT_OR_PREDICT = {
+    "--ledger": ("FILE", None, "rows of a sweep"),
+    "--params": ("COUNT", "num_params", "what N is, or num_params_non_embedding"),
+    "--min_tokens": ("NUMBER", 0, "leave out runs that saw fewer"),
+}
+_FIT = _FIT_OR_PREDICT | {
+    "--law": ("NAME,..", "param_data,compute", "also param_data_huber"),
+    "--out": ("FILE", "", "write the laws there too, as JSON"),
+}
+_PREDICT = _FIT_OR_PREDICT | {
+    "--config": ("FILE[:args]", None, "of the run"),
+    "--workdir": ("DIR", None, "where the run will lie"),
+    "--measures": ("NAME,..", "", "evaluations to predict too"),
+}
+_SCORE = {"--run": ("DIR", None, "a run directory")}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="scaling_command", required=True, metavar="COMMAND")
-    fit = commands.add_parser("fit", help="laws with their intervals, and who is left out")
-    predict = commands.add_parser("predict", help="write prediction.json for a run to come")
-    for command in (fit, predict):
-        command.add_argument("--ledger", required=True, metavar="FILE", help="rows of a sweep")
-        command.add_argument("--params", default="num_params", help="N: num_params or "
-                             "num_params_non_embedding")  # fmt: skip
-        command.add_argument("--min_tokens", type=int, default=0, metavar="N",
-                             help="leave out runs that saw fewer tokens")  # fmt: skip
-    fit.add_argument("--law", default="param_data,compute", help="param_data, compute, "
-                     "param_data_huber, with commas between them")  # fmt: skip
-    fit.add_argument("--out", metavar="FILE", help="write the laws there too, as JSON")
-    predict.add_argument("--config", required=True, metavar="FILE[:args]", help="of the run")
-    predict.add_argument("--workdir", required=True, metavar="DIR", help="where it will lie")
-    predict.add_argument("--measures", default="", help="evaluations to predict too, with commas")
-    score = commands.add_parser("score", help="a finished run's prediction beside what came")
-    score.add_argument("--run", required=True, metavar="DIR", help="a run directory")
+    for name, options, words in (
+        ("fit", _FIT, "laws with their intervals, and who is left out"),
+        ("predict", _PREDICT, "write prediction.json for a run to come"),
+        ("score", _SCORE, "a finished run's prediction beside what came"),
+    ):
+        command = commands.add_parser(name, help=words)
+        for option, (value, default, about) in options.items():
+            command.add_argument(
+                option, metavar=value, help=about, default=default, required=default is None,
+                type=int if default == 0 else str,
+            )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gpt_jax.cli.flags import named_as_typed
+    from gpt_jax.scaling import commands
 
-    if overrides and arguments.scaling_command != "predict":
-        raise ValueError(f"--config.{overrides[0]}: only predict takes a config")
-    chosen = {"fit": _fit, "predict": _predict, "score": _score}[arguments.scaling_command]
     with named_as_typed(arguments):
-        return chosen(arguments, overrides)
-
-
-def _fit(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from gpt_jax.runs.ledger import read_ledger
-    from gpt_jax.scaling import wording
-
-    names = [name for name in arguments.law.split(",") if name]
-    lines, values = wording.fit(
-        read_ledger(arguments.ledger), names, arguments.params, arguments.min_tokens
-    )
-    if arguments.out:
-        wording.write_json(arguments.out, values)
+        if arguments.scaling_command == "score":
+            print("\n".join(commands.score(arguments.run)))
+            return 0
+        how = {"params": arguments.params, "min_tokens": arguments.min_tokens}
+        if arguments.scaling_command == "fit":
+            lines = commands.fit(arguments.ledger, _names(arguments.law), arguments.out, **how)
+        else:
+            workdir = pathlib.Path(arguments.workdir).absolute()
+            config = _config(arguments.config, overrides, workdir)
+            how["measures"] = _names(arguments.measures)
+            lines = commands.predict(config, arguments.ledger, workdir, **how)
     print("\n".join(lines))
     return 0
 
 
-def _predict(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from gpt_jax.scaling import predicting, prediction, wording
-
-    workdir = pathlib.Path(arguments.workdir).absolute()
-    made = predicting.make_prediction(
-        _config(arguments.config, overrides, workdir),
-        arguments.ledger,
-        params=arguments.params,
-        measures=[name for name in arguments.measures.split(",") if name],
-        min_tokens=arguments.min_tokens,
-        made_after_the_run=prediction.has_begun(workdir),
-    )
-    sha256 = prediction.write_prediction(workdir, made)
-    print("\n".join(wording.prediction_lines(made)))
-    print(f"sha256: {sha256}   {workdir / prediction.FILE}")
-    return 0
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _config(spec: str, overrides: list[str], workdir: pathlib.Path):
@@ -86,10 +79,3 @@ def _config(spec: str, overrides: list[str], workdir: pathlib.Path):
         if values.get("data", {}).get(name):
             values["data"][name] = os.path.abspath(os.path.expanduser(values["data"][name]))
     return run_config(values)
-
-
-def _score(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from gpt_jax.scaling import prediction, wording
-
-    print("\n".join(wording.score_lines(prediction.score(arguments.run))))
-    return 0

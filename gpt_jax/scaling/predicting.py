@@ -120,6 +120,7 @@ def make_prediction(
         "config_sha": sha,
         "run": dataclasses.asdict(target),
         "params": params,
+        "min_tokens": min_tokens,
         "level": LEVEL,
         "predictions": predictions,
         "refused": refused,

@@ -79,6 +79,14 @@ def has_begun(workdir: epath.PathLike) -> bool:
     return any((epath.Path(workdir) / name).exists() for name in (_CONFIG, _RECEIPT, _LOCK))
 
 
+def check_unwritten(workdir: epath.PathLike) -> None:
+    """Raises a ValueError where there is a prediction already: none is ever replaced."""
+    if (epath.Path(workdir) / FILE).exists():
+        raise ValueError(
+            f"--workdir: {str(workdir)!r} has a {FILE} already, and a prediction is never replaced"
+        )
+
+
 def write_prediction(workdir: epath.PathLike, prediction: Mapping[str, Any]) -> str:
     """Writes the file and returns its sha256.
 
@@ -88,15 +96,11 @@ def write_prediction(workdir: epath.PathLike, prediction: Mapping[str, Any]) -> 
     path = pathlib.Path(workdir) / FILE
     if path.parent.exists() and not path.parent.is_dir():
         raise ValueError(f"--workdir: {str(workdir)!r} is a file")
+    check_unwritten(workdir)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(prediction, indent=2, allow_nan=False) + "\n"
-    try:
-        with open(path, "x") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ValueError(
-            f"--workdir: {str(workdir)!r} has a {FILE} already, and a prediction is never replaced"
-        ) from None
+    with open(path, "x") as file:
+        file.write(text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,47 +1,13 @@
 """Laws, predictions and their scores in lines for people, and laws as JSON."""
 
 import dataclasses
-import json
-import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from gpt_jax.scaling.fitted import LEVEL, Fitted, check_law, fit_law, ladder_points
+from gpt_jax.scaling.fitted import LEVEL, Fitted
 from gpt_jax.scaling.optima import fit_minima, isoflop_minima
-from gpt_jax.scaling.points import Points, Row
+from gpt_jax.scaling.points import Points
 from gpt_jax.scaling.prediction import Score
-
-
-def fit(
-    rows: Sequence[Row], names: Sequence[str], params: str, min_tokens: int = 0
-) -> tuple[list[str], dict[str, Any]]:
-    """Fits laws of the table to a ledger.
-
-    Returns:
-      Lines for people, and the laws as JSON. A law for which the runs are too few is told with the
-      reason.
-
-    Raises:
-      ValueError: An unknown law, or none that can be fitted.
-    """
-    for name in names:
-        check_law(name)
-    points = ladder_points(rows, params, min_tokens=min_tokens)
-    lines = [f"{len(points)} runs, N is {params}", *excluded_lines(points.excluded)]
-    laws, refused = [], []
-    for name in names:
-        try:
-            laws.append(law_values(fit_law(name, points)))
-            lines += law_lines(laws[-1])
-        except ValueError as error:
-            refused.append({"law": name, "reason": str(error)})
-            lines.append(f"no {name}: {_reason(error)}")
-    if not laws:
-        raise ValueError(refused[0]["reason"] if refused else "law: '' names none")
-    excluded = [{"name": name, "reason": reason} for name, reason in points.excluded]
-    values = {"params": params, "level": LEVEL, "laws": laws, "refused": refused}
-    values |= {"used": list(points.names), "excluded": excluded}
-    return [*lines, *minima_lines(points)], values
 
 
 def law_values(fitted: Fitted) -> dict[str, Any]:
@@ -89,7 +55,7 @@ def minima_lines(points: Points) -> Iterator[str]:
     try:
         size, tokens = fit_minima(minima)
     except ValueError as error:
-        yield f"  no law of the best size: {_reason(error)}"
+        yield f"  no law of the best size: {reason_of(error)}"
         return
     yield f"  best N ~ C^{size.p:.3f}, best D ~ C^{tokens.p:.3f}"
 
@@ -118,7 +84,7 @@ def prediction_lines(prediction: Mapping[str, Any]) -> Iterator[str]:
         if one.get("left_out"):
             yield f"  without {', '.join(one['left_out'])}: no logarithm of the measure"
     for one in prediction["refused"]:
-        yield f"no prediction by {one['law']}: {_reason(one['reason'])}"
+        yield f"no prediction by {one['law']}: {reason_of(one['reason'])}"
     if prediction["made_after_the_run"]:
         yield "NOTE: the run has begun; the prediction is marked as made after it"
 
@@ -141,14 +107,10 @@ def score_lines(score: Score) -> Iterator[str]:
         yield f"{one.measure}: {told}, actual {one.actual:.4f}: {error}, {where}   by {one.form}"
 
 
-def write_json(path: str, values: Mapping[str, Any]) -> None:
-    """Writes JSON for `--out`."""
-    pathlib.Path(path).write_text(json.dumps(values, indent=2) + "\n")
-
-
 def _digits(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _reason(error: Any) -> str:
+def reason_of(error: Any) -> str:
+    """A refusal without the field that it begins with."""
     return str(error).removeprefix("ledger: ")
