@@ -196,10 +196,7 @@ class Model:
         return pieces(self.tokenizer, ids, ends_of(self.opened, chosen))
 
     def complete(self, prompt: Input, **asked: Any) -> str | list[str]:
-        """Text in, text out, by our own names: the continuation alone, a list of them with n.
-
-        Args and raises as completions.
-        """
+        """As completions, but the texts alone: one, or a list of them with n."""
         texts = [completion.text for completion in self.completions(prompt, **asked)]
         return texts if "n" in asked else texts[0]
 
@@ -253,6 +250,9 @@ class Model:
           ValueError: The model has no chat template, a message spells a special token, or as
             generate.
         """
+        for name in ("num_return_sequences", "return_dict_in_generate", "streamer"):
+            if options.get(name) not in (None, False, 1):
+                raise ValueError(f"{name}: {options[name]!r} is for generate; chat gives one text")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         ids, ends = writing.chat_prompt(self.opened, messages)

@@ -200,6 +200,8 @@ def test_a_chat_needs_a_template():
     expected = m.generate(ids, max_new_tokens=5)[0, len(ids) :]
     assert answer == m.decode(expected, skip_special_tokens=True)
     assert "".join(m.chat("hi", max_new_tokens=5, stream=True)) == answer
+    with pytest.raises(ValueError, match="num_return_sequences: 2 is for generate"):
+        m.chat("hi", num_return_sequences=2, do_sample=True)
     # What a template ends turns with ends an answer; a message cannot forge a turn.
     source = template.source + "{# <|im_end|> #}"
     tokenizer = byte_tokenizer(("<|im_end|>", "[CLS]"))
@@ -229,6 +231,10 @@ def test_classes_have_the_pipeline_s_forms():
     assert len(pair) == 2 and pair[0]["score"] >= pair[1]["score"]
     with pytest.raises(ValueError, match="function_to_apply: 'relu' is not one of softmax"):
         m("a cat", function_to_apply="relu")
+    with pytest.raises(ValueError, match="top_k: 0 is not at least 1"):
+        m("a cat", top_k=0)
+    with pytest.raises(ValueError, match=r"texts\[1\]: {'txt': 'a'} is no text"):
+        m(["a cat", {"txt": "a"}])
     with pytest.raises(ValueError, match="writes no text"):
         m.generate("a")
 

@@ -152,7 +152,7 @@ def test_peaks_are_of_whole_names():
     assert peak_of_kind("TPU v5 lite").bfloat16 == 197e12
     assert peak_of_kind("TPU v5").bfloat16 == 459e12
     assert peak_of_kind("TPU v3").bfloat16 == 61.5e12  # a core is a device there
-    assert peak_of_kind("Tesla T4") == peak_of_kind("T4")
+    assert peak_of_kind("Tesla T4") == peak_of_kind("NVIDIA Tesla T4") == peak_of_kind("T4")
     assert peak_of_kind("NVIDIA L4").memory < peak_of_kind("NVIDIA L40").memory
     for kind in ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "TPU",
                  "cpu", "NVIDIA H1000", ""):  # fmt: skip

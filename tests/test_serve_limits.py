@@ -73,7 +73,7 @@ def test_keys(opened, tmp_path):
         assert served.http.get("/health").status_code == served.http.get("/").status_code == 200
 
 
-@pytest.mark.parametrize("text", ["", "# none\n"])
+@pytest.mark.parametrize("text", ["", "# none\n", "  # none\n"])
 def test_files_of_keys_that_are_none(opened, tmp_path, text):
     from gpt_jax.serve.app import make_app
 
@@ -82,6 +82,9 @@ def test_files_of_keys_that_are_none(opened, tmp_path, text):
         make_app(opened, Settings(api_keys=str(path)))
     path.write_text(text)
     with pytest.raises(ValueError, match=r"api_keys: .+ holds no key"):
+        make_app(opened, Settings(api_keys=str(path)))
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"api_keys: .+ is no text"):
         make_app(opened, Settings(api_keys=str(path)))
 
 

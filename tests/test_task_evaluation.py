@@ -133,6 +133,9 @@ def test_white_space_belongs_to_the_continuation():
     assert encode_pair(merging, "the cat is", " good") == (context, continuation)
     assert context + continuation == merging.encode("the cat is good")
     assert encode_pair(merging, "", "good") == ([], merging.encode("good"))
+    # No token is left for a continuation that the context's last token grows over.
+    assert len(merging.encode("the cat")) <= len(merging.encode("the ca"))
+    assert encode_pair(merging, "the ca", "t") == (merging.encode("the ca"), merging.encode("t"))
 
 
 def test_choices_by_each_normalisation(decoder):

@@ -36,10 +36,12 @@ def classify(
         "softmax".
 
     Raises:
-      ValueError: As class_scores, or no such function.
+      ValueError: As class_scores, no such function, or top_k is below 1.
     """
     logits_nC = class_scores(opened, texts, batch_size)
     C = logits_nC.shape[1]
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: {top_k!r} is not at least 1")
     function = function or ("sigmoid" if C == 1 else "softmax")
     if function not in FUNCTIONS:
         raise ValueError(f"function_to_apply: {function!r} is not one of {', '.join(FUNCTIONS)}")
@@ -74,15 +76,20 @@ def as_pipeline(
       ValueError: As classify.
     """
     asked = [texts] if isinstance(texts, str | Mapping) else list(texts)
-    pairs = [
-        (text, "") if isinstance(text, str) else (text["text"], text.get("text_pair") or "")
-        for text in asked
-    ]
+    pairs = [_pair(number, text) for number, text in enumerate(asked)]
     found = classify(opened, pairs, top_k=top_k, function=function)
     if isinstance(texts, str):
         return found[0]
     best = [each[0] for each in found] if top_k == 1 else found
     return best[0] if isinstance(texts, Mapping) else best
+
+
+def _pair(number: int, asked: str | Mapping[str, str]) -> tuple[str, str]:
+    if isinstance(asked, str):
+        return asked, ""
+    if not isinstance(asked, Mapping) or not isinstance(asked.get("text"), str):
+        raise ValueError(f"texts[{number}]: {asked!r} is no text, and no dict with a `text`")
+    return asked["text"], asked.get("text_pair") or ""
 
 
 def class_scores(

@@ -91,12 +91,15 @@ def encode_pair(
     """Ids of both as they are in the joined text.
 
     White space at the context's end goes to the continuation, where tokenizers have it; the
-    continuation is what the joined text has behind as many ids as the context has alone.
+    continuation is what the joined text has behind as many ids as the context has alone. Where both
+    grow together to no more ids than those, each is encoded by itself.
     """
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
     context_ids = tokenizer.encode(stripped)
     whole = tokenizer.encode(stripped + continuation)
+    if len(whole) <= len(context_ids):
+        return context_ids, tokenizer.encode(continuation)
     return whole[: len(context_ids)], whole[len(context_ids) :]
 
 

@@ -89,8 +89,7 @@ def peak_of_kind(device_kind: str) -> Peak | None:
 
     The whole name must match: slices of a card (MIG), laptop and other variants have other rates.
     """
-    name = re.sub(r"^(NVIDIA|Tesla|GeForce) ", "", device_kind)
-    name = re.sub(r"^(Tesla|GeForce) ", "", name)
+    name = re.sub(r"^(NVIDIA )?(Tesla |GeForce )?", "", device_kind)
     found = [peak for pattern, peak in _PEAKS.items() if re.fullmatch(pattern, name)]
     assert len(found) < 2, device_kind
     return found[0] if found else None

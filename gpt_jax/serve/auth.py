@@ -20,15 +20,18 @@ class Keys:
             "": no key is needed.
 
         Raises:
-          ValueError: the file does not exist, or holds no key.
+          ValueError: the file does not exist, is no text, or holds no key.
         """
         self._digests: tuple[bytes, ...] = ()
         if not path:
             return
         if not Path(path).is_file():
             raise ValueError(f"api_keys: {path!r} is not a file")
-        lines = Path(path).read_text().splitlines()
-        keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        try:
+            lines = [line.strip() for line in Path(path).read_text().splitlines()]
+        except UnicodeDecodeError:
+            raise ValueError(f"api_keys: {path!r} is no text") from None
+        keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise ValueError(f"api_keys: {path!r} holds no key")
         self._digests = tuple(_digest(key.encode()) for key in keys)
