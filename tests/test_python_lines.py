@@ -101,6 +101,7 @@ def test_the_same_prompts_for_every_model():
 def test_what_counts_as_a_statement(continuation, counts):
     prompt = "def f(a):" if continuation != " + 1\n    return a\n" else "def f(a):\n    b = a"
     assert is_statement(prompt, continuation) == counts
+    assert not is_statement("def f(a):\n    b = a", "\n    # a comment\n")
     assert is_statement("def f():\n    if a:\n        pass", "\n    else:\n")
 
 

@@ -1,11 +1,9 @@
 """Fits laws to the runs of a ledger; predicts a run before it is trained; scores the prediction.
 
-  gpt-jax scaling fit --ledger=ladder.jsonl
-  gpt-jax scaling predict --ledger=ladder.jsonl --config=FILE[:args] --workdir=runs/held_out
-  gpt-jax train --config=FILE[:args] --workdir=runs/held_out
-  gpt-jax scaling score --run=runs/held_out
-
-docs/predictions.md tells what a prediction holds, and what makes it one.
+gpt-jax scaling fit --ledger=ladder.jsonl
+gpt-jax scaling predict --ledger=ladder.jsonl --config=FILE[:args] --workdir=runs/held_out
+gpt-jax train --config=FILE[:args] --workdir=runs/held_out
+gpt-jax scaling score --run=runs/held_out     (docs/predictions.md)
 """
 
 import argparse
