@@ -23,9 +23,13 @@ from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs.checkpoint_reader import CheckpointReader
 from gpt_jax.runs.checkpoints import Checkpoints, SaveError
+from gpt_jax.runs.config import run_config
 from gpt_jax.runs.quarantine import CheckpointWarning, damaged
 from gpt_jax.runs.retention import preserved
+from gpt_jax.runs.run import open_run
 from gpt_jax.runs.state import TrainState
+from gpt_jax.train.loop import FINISHED, fit
+from gpt_jax.train.setup import set_up
 
 KINDS = ("flip", "truncate", "empty", "delete")
 ITEMS = ("manifest", "params", "rest", "")
@@ -118,7 +122,7 @@ def outcome(saved, folder, file, kind, rng):
         # What was damaged is kept, and its place is free.
         save_all(checkpoints, 2)
         assert checkpoints.steps() == [1, 2]
-        assert len(files_of(folder / "2.damaged")) >= len(files_of(folder / "2")) - 1
+        assert len(files_of(folder / "2.damaged")) >= len(files_of(saved / "2")) - 1
     return "fell back"
 
 
@@ -395,3 +399,19 @@ def test_old_manifests_have_no_digest_of_themselves(saved, tmp_path):
     path.write_text(json.dumps(manifest))
     with opened(folder) as checkpoints:
         assert checkpoints.newest_good(like(state(0)))[2] == 2
+
+
+@pytest.mark.parametrize("name", ["format_1"])
+def test_a_run_of_an_older_format_goes_on(tmp_path, cache_dir, name):
+    workdir = tmp_path / "run"
+    shutil.copytree(ROOT / "tests" / "data" / f"run_{name}", workdir)
+    values = json.loads((workdir / "config.json").read_text())
+    values["data"]["path"] = str(workdir / "corpus")
+    values["train"]["duration"] = 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        run = open_run(workdir)
+        training = set_up(run_config(values), workdir, cache_dir, jax.devices()[:1])
+    assert run.step == training.start == 4 and int(training.state.index) == 4
+    jax.tree.map(np.testing.assert_array_equal, run.params, training.state.params)
+    assert fit(training) == FINISHED
