@@ -38,7 +38,9 @@ ITEMS = ("manifest", "params", "rest", "")
 def state(step):
     """A state of a few small arrays; all of them differ from step to step."""
     layers = {f"layers_{i}": {"w": jnp.full((3, 5), step + i / 4)} for i in range(2)}
-    params = {"head": jnp.arange(7.0) * step, "stack": layers}
+    # Orbax writes small arrays into its index, others into files of data.
+    wide = jnp.sin(jnp.arange(4000.0) * step)
+    params = {"head": jnp.arange(7.0) * step, "stack": layers, "wide": wide}
     return TrainState(
         step=jnp.int32(step),
         index=jnp.int32(step),
