@@ -1,9 +1,9 @@
 """Adam's scaling (arXiv:1412.6980), whose slots are updated in place.
 
-The sums are optax's, in its order. XLA:CPU computes a new slot again wherever it is read, so the
-parameter's update would read the old slots after the new ones were written over them: XLA then
-copies both, 8 bytes a parameter and as much time as the update itself. A barrier behind the slots
-lets the parameter read the new ones (docs/speed.md).
+The sums are optax's, in its order. What differs is where the state is kept back if the gradient is
+not finite: here, before the update reads it. If the step does that afterwards, the update is made
+of slots that are not the final ones; XLA:CPU then computes them again from the old ones, and copies
+both slots of every parameter so as not to write over what it still reads (docs/speed.md).
 """
 
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from gpt_jax.types import Array, Tree
 
@@ -23,8 +22,7 @@ class AdamState(optax.ScaleByAdamState):
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
     """m / (sqrt(v) + eps), both without their bias.
 
-    `update` takes `finite`, bool[]: if it is false the state stays as it was. It must be told here,
-    as a choice that is made behind the barrier would need the old slots beside the new ones.
+    `update` takes `finite`, bool[]: if it is false the state stays as it was.
     """
 
     def init(params: Tree) -> AdamState:
@@ -46,9 +44,6 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 
         mu = choose(optax.tree.update_moment(grads, state.mu, b1, 1), state.mu)
         nu = choose(optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2), state.nu)
-        mu, nu = lax.platform_dependent(
-            mu, nu, cpu=_one_barrier_a_leaf, default=lambda mu, nu: (mu, nu)
-        )
         count = optax.safe_increment(state.count)
         mu_hat = optax.tree.bias_correction(mu, b1, count)
         nu_hat = optax.tree.bias_correction(nu, b2, count)
@@ -56,8 +51,3 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         return updates, AdamState(choose(count, state.count), mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _one_barrier_a_leaf(mu: Tree, nu: Tree) -> tuple[Tree, Tree]:
-    pairs = jax.tree.map(lambda m, v: lax.optimization_barrier((m, v)), mu, nu)
-    return tuple(jax.tree.transpose(jax.tree.structure(mu), jax.tree.structure((0, 0)), pairs))
