@@ -23,6 +23,7 @@ from gpt_jax.runs.manifest import (
 )
 from gpt_jax.runs.quarantine import warn
 from gpt_jax.runs.read_back import PARAMS, REST
+from gpt_jax.runs.state import first_flags
 from gpt_jax.types import Tree
 
 MANIFEST = "manifest"
@@ -61,30 +62,37 @@ class CheckpointReader:
           ValueError: A leaf is missing or has another shape.
           DamagedError: A file cannot be read, or the bits of a leaf are not those saved.
         """
-        manifest, target = self._manifest(step), canonical.stacked_target(like)
+        manifest, target = self.manifest(step), canonical.stacked_target(like)
+        # Flags that came later than the checkpoint are as in a run that begins.
+        later = {f"flags/{name}": flag for name, flag in first_flags().items()}
+        new = {name: x for name, x in later.items() if name not in manifest["leaves"]}
+        new = {name: x for name, x in new.items() if target.pop(name, None) is not None}
         check_leaves(target, manifest, f"checkpoint {step}")
-        state = self._read(step, target, manifest, like)
+        state = self._read(step, target, manifest, like, new)
         self._verified.add(step)
         return state, manifest
 
     def restore_params(self, step: int, like: Tree) -> tuple[Tree, dict[str, Any]]:
         """The parameters alone and the metadata; as `restore`."""
-        manifest, like = self._manifest(step), {PARAMS: like}
+        manifest, like = self.manifest(step), {PARAMS: like}
         target = canonical.stacked_target(like)
         leaves = manifest["leaves"].items()
         saved = {name: leaf for name, leaf in leaves if name.startswith(f"{PARAMS}/")}
         check_leaves(target, {"leaves": saved}, f"checkpoint {step}")
         return self._read(step, target, manifest, like)[PARAMS], manifest
 
-    def newest_good(self, like: Any) -> tuple[Any, dict[str, Any], int]:
+    def newest_good(
+        self, like: Any, choose: Callable[[list[int]], int] = max
+    ) -> tuple[Any, dict[str, Any], int]:
         """The newest state that is as it was saved, its metadata and its step; as `restore`.
 
-        Of the damaged ones that are passed over a CheckpointWarning tells.
+        Of the damaged ones that are passed over a CheckpointWarning tells. With `choose` it is the
+        step that is chosen of those left.
 
         Raises:
           ValueError: A leaf is missing or has another shape; or there is no good step.
         """
-        return self._first_good(lambda steps: steps[-1], lambda step: self.restore(step, like))
+        return self._first_good(choose, lambda step: self.restore(step, like))
 
     def good_params(
         self, choose: Callable[[list[int]], int], like: Tree
@@ -117,7 +125,13 @@ class CheckpointReader:
         del step
         return ""
 
-    def _manifest(self, step: int) -> dict[str, Any]:
+    def manifest(self, step: int) -> dict[str, Any]:
+        """The shape, dtype and digest of each leaf, and the metadata.
+
+        Raises:
+          ValueError: There is no such step.
+          DamagedError: Its manifest is not as it was saved.
+        """
         if step not in self.steps():
             raise ValueError(
                 f"step: {step} is not among the saved steps {self.steps()} of {self.directory}"
@@ -127,8 +141,13 @@ class CheckpointReader:
             manifest = self._manager.restore(step, args=composite)[MANIFEST]
         return check_manifest(manifest, f"checkpoint {step}")
 
-    def _read(self, step: int, target: dict, manifest: dict, like: Any) -> Any:
-        """The arrays of `target`, whose digests must be those of the manifest, in `like`'s form."""
+    def _read(
+        self, step: int, target: dict, manifest: dict, like: Any, new: dict | None = None
+    ) -> Any:
+        """The arrays of `target`, whose digests must be those of the manifest, in `like`'s form.
+
+        `new` are arrays that it has besides those of `target`.
+        """
         params, rest = split_items(target)
         items = {PARAMS: ocp.args.StandardRestore(params)}
         if rest:
@@ -140,7 +159,9 @@ class CheckpointReader:
         for name, words in digests.items():
             check_digest(name, words, manifest, f"checkpoint {step}")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-        return jax.jit(lambda xs: canonical.unstack(xs, like), out_shardings=shardings)(arrays)
+        return jax.jit(lambda xs: canonical.unstack(xs, like), out_shardings=shardings)(
+            arrays | (new or {})
+        )
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:

@@ -164,6 +164,13 @@ class Checkpoints(CheckpointReader):
             for step in extra:
                 self._manager.delete(step)
 
+    def discard_after(self, step: int) -> None:
+        """Deletes the steps behind one that the run has gone back to: it comes to them again."""
+        self.settle()
+        for later in [other for other in self.steps() if other > step]:
+            self._manager.delete(later)
+            self._verified.discard(later)
+
     def close(self) -> None:
         """Waits, then releases Orbax's threads; a save that fails then is a warning."""
         self._failures = 0  # nothing more to give up
@@ -212,7 +219,7 @@ class Checkpoints(CheckpointReader):
         if step in self._verified:
             return True
         try:
-            manifest = self._manifest(step)
+            manifest = self.manifest(step)
             read_back(self.directory / str(step), manifest, f"checkpoint {step}")
         except Exception as error:
             if not is_damage(error):

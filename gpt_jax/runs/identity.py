@@ -16,6 +16,8 @@ NOT_OF_THE_NUMBERS = (
 )  # fmt: skip
 # They choose the best checkpoint and the end of a run that looks for it.
 _OF_THE_BEST = ("train.eval_every", "train.eval_batches", "tasks.eval_examples")
+# Fields that came later: with these values a config is the run that it was without them.
+_AS_EVER = {"train.on_nonfinite": "halt", "train.spike_sigma": 0.0}
 
 
 def of_the_numbers(config: RunConfig) -> dict[str, Any]:
@@ -29,7 +31,9 @@ def of_the_numbers(config: RunConfig) -> dict[str, Any]:
 
 def config_sha(config: RunConfig) -> str:
     """The sha256 of a resolved config: of `of_the_numbers` as JSON, sorted, without spaces."""
-    text = json.dumps(of_the_numbers(config), sort_keys=True, separators=(",", ":"))
+    values = of_the_numbers(config)
+    values = {name: x for name, x in values.items() if name not in _AS_EVER or x != _AS_EVER[name]}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -183,7 +183,9 @@ def _newest_checkpoint(workdir: epath.Path) -> int:
 def _status(config: RunConfig, receipt: dict[str, Any], rows: list[dict], saved: int) -> str:
     if saved and saved == receipt.get("steps"):
         return FINISHED
-    if any(
+    if "first_nonfinite" in (receipt.get("sessions") or [{}])[-1]:  # the run halted for it
+        return DIVERGED
+    if config.train.on_nonfinite == "halt" and any(
         str(row.get(f"train/{x}")) in _NOT_FINITE for row in rows for x in ("loss", "grad_norm")
     ):
         return DIVERGED

@@ -77,6 +77,11 @@ def write_receipt(
     return receipt
 
 
+def last_session(path: epath.PathLike) -> dict[str, Any]:
+    """What a receipt says of its last start."""
+    return json.loads(epath.Path(path).read_text())["sessions"][-1]
+
+
 def add_to_session(path: epath.PathLike, facts: dict[str, Any]) -> None:
     """Adds to the last session of a receipt what was not known when it was written."""
     path = epath.Path(path)

@@ -26,8 +26,7 @@ class TrainState:
       params: Parameters that are trained, f32; None where one is frozen.
       opt_state: The optimizer's slots.
       rng: Base key of dropout; a step folds in its number and the microbatch's.
-      flags: `first_nonfinite`: int32, the first step whose loss or gradient was not finite and
-        whose update was therefore left out; -1 if there is none.
+      flags: What the step knows of updates that were left out, as `first_flags` makes it.
     """
 
     step: Array
@@ -50,6 +49,30 @@ class Fixed:
 
     frozen: Tree = None
     teacher: Tree = None
+
+
+NUM_LOSSES = 128  # whose mean and deviation say what a spike is
+
+
+def first_flags() -> dict[str, Array]:
+    """The flags of a run that begins.
+
+    Returns:
+      first_nonfinite: int32, the step that the run has to stop (or go back) for: its update was
+        left out, as its loss or gradient was not finite or the loss a spike; -1: there is none.
+      skipped: int32, updates that were left out so far.
+      skipped_in_a_row: int32, those since the last that was not.
+      losses: f32[NUM_LOSSES], the newest losses whose updates were made, as a ring; filled where
+        spikes are looked for.
+      num_losses: int32, how many were put into it.
+    """
+    return {
+        "first_nonfinite": jnp.full((), -1, jnp.int32),
+        "skipped": jnp.zeros((), jnp.int32),
+        "skipped_in_a_row": jnp.zeros((), jnp.int32),
+        "losses": jnp.zeros((NUM_LOSSES,), jnp.float32),
+        "num_losses": jnp.zeros((), jnp.int32),
+    }
 
 
 def all_params(state: TrainState, fixed: Fixed) -> Tree:
@@ -84,7 +107,7 @@ def make_init(
             params=params,
             opt_state=optimizer.init(params),
             rng=jax.random.key_data(jax.random.fold_in(key, 1)),
-            flags={"first_nonfinite": jnp.full((), -1, jnp.int32)},
+            flags=first_flags(),
         )
 
     return init

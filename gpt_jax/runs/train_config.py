@@ -1,6 +1,7 @@
 """How long a run goes on, and how often it is looked at and saved.  Starts no JAX."""
 
 import dataclasses
+import math
 import re
 
 from gpt_jax.optim.durations import Clock, Duration
@@ -34,6 +35,11 @@ class TrainConfig:
       sample_tokens: Length of those continuations.
       tensorboard: Whether TensorBoard events are written.
       wandb: Weights & Biases project to log to; "": none.
+      on_nonfinite: What follows a loss or gradient that is not finite, whose update is left out in
+        any case: the run "halt"s; it goes on ("skip"), but not after 10 in a row; or it goes back
+        to the last checkpoint and on with the batches after the one that led to it ("rewind").
+      spike_sigma: A loss so many standard deviations above the mean of the last 128 is treated like
+        one that is not finite; 0: none is.
       profile: "10:13" traces steps 10, 11 and 12 and writes a table of their slowest operations to
         profile/; "": none.
     """
@@ -55,6 +61,8 @@ class TrainConfig:
     sample_tokens: int = 64
     tensorboard: bool = True
     wandb: str = ""
+    on_nonfinite: str = "halt"
+    spike_sigma: float = 0.0
     profile: str = ""
 
     def __post_init__(self):
@@ -64,6 +72,10 @@ class TrainConfig:
         for name in ("eval_batches", "keep_best", "patience"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name}: {getattr(self, name)!r} is below 0")
+        if self.on_nonfinite not in (policies := ("halt", "skip", "rewind")):
+            raise ValueError(f"train.on_nonfinite: {self.on_nonfinite!r} is not one of {policies}")
+        if not 0 <= self.spike_sigma < math.inf:
+            raise ValueError(f"train.spike_sigma: {self.spike_sigma!r} is not 0 or above")
         if self.keep_best or self.patience:
             metric_mode(self.metric, self.metric_mode)
         whenever = ("keep_every",) if self.keep_every else ()

@@ -8,7 +8,6 @@ import jax
 
 from gpt_jax.data.pipeline import train_batches
 from gpt_jax.evals.during_training import Evaluations
-from gpt_jax.optim.durations import Duration
 from gpt_jax.parallel import sharding
 from gpt_jax.parallel.peaks import Roof, roof_of
 from gpt_jax.reports.loss_curve import draw_loss_curve
@@ -16,16 +15,13 @@ from gpt_jax.runs import best, metrics
 from gpt_jax.runs import run as layout
 from gpt_jax.runs.receipt import add_to_session
 from gpt_jax.train.interrupts import Interrupts
+from gpt_jax.train.policies import NonFiniteError, Rewinds, nonfinite_error, steps_of
 from gpt_jax.train.profiling import Profiler
 from gpt_jax.train.progress import Progress
 from gpt_jax.train.setup import Training
 from gpt_jax.train.speed import Stopwatch, speed_row
 
 FINISHED, INTERRUPTED = 0, 75
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss or the gradient was not finite; the run has stopped and nothing of it was kept."""
 
 
 def fit(training: Training) -> int:
@@ -37,12 +33,19 @@ def fit(training: Training) -> int:
     Raises:
       NonFiniteError: Names the step, the rows of its batch and the last good checkpoint.
     """
-    loop = _Loop(training)
-    with Interrupts() as interrupts:
-        try:
-            return loop.run(interrupts)
-        finally:
-            loop.close()
+    rewinds = Rewinds(training)
+    with contextlib.ExitStack() as closing, Interrupts() as interrupts:
+        closing.callback(training.lock.close)
+        closing.callback(training.checkpoints.close)  # before the lock
+        while True:
+            loop = _Loop(training)
+            try:
+                return loop.run(interrupts)
+            except NonFiniteError as error:
+                nonfinite = error
+            finally:
+                loop.close()
+            print(rewinds.go_back(nonfinite), flush=True)
 
 
 @dataclasses.dataclass
@@ -57,8 +60,8 @@ class _Loop:
     def __init__(self, training: Training):
         self._training = t = training
         config = t.config.train
-        self._eval_every = self._steps_of("eval_every")
-        self._save_every = self._steps_of("checkpoint_every")
+        self._eval_every = steps_of(t, "eval_every")
+        self._save_every = steps_of(t, "checkpoint_every")
         resume = t.start if t.checkpoints.steps() else None
         self._log = metrics.MetricsLog(t.workdir / layout.METRICS, resume)
         self._sinks: list[Any] = [self._log]
@@ -151,13 +154,16 @@ class _Loop:
         t, step = self._training, self._pending.step
         values = {name: float(x) for name, x in jax.device_get(self._pending.values).items()}
         self._pending = None
-        first_nonfinite = int(values.pop("first_nonfinite"))
-        learning_rate = float(t.learning_rate(step - 1))
+        first_nonfinite, skipped = int(values.pop("first_nonfinite")), int(values.pop("skipped"))
+        # The optimizer counts the updates that were made.
+        learning_rate = float(t.learning_rate(max(0, step - 1 - skipped)))
         # The step that is under way may be done already: on CPU small ones are when they begin.
         seconds, steps = self._stopwatch.lap(dispatched if t.state.step.is_ready() else step)
         row = {f"train/{name}": value for name, value in values.items() if name != "num_targets"}
         row["train/learning_rate"] = learning_rate
         row["train/tokens"] = step * t.clock.tokens_per_step
+        if t.config.train.on_nonfinite == "skip":
+            row["train/skipped"] = skipped
         if not self._timed:  # it holds the compilation
             row["perf/first_steps_seconds"] = seconds
             self._timed = True
@@ -167,21 +173,9 @@ class _Loop:
             row |= speed_row(self._rate, t.flops_per_token, self._roof)
         self._write(step, row)
         if first_nonfinite >= 0:
-            raise NonFiniteError(self._nonfinite_message(first_nonfinite))
+            raise nonfinite_error(t, first_nonfinite)
         rate, mfu = row.get("perf/tokens_per_sec"), row.get("perf/mfu")
         self._progress.row(step, values["loss"], rate, mfu)
-
-    def _nonfinite_message(self, step: int) -> str:
-        t = self._training
-        index = step + int(t.state.index) - int(t.state.step)
-        rows = t.data.train.describe(t.config.seed, t.config.train.batch_size, index)
-        t.checkpoints.settle()  # a step is good when all of it is saved
-        steps = t.checkpoints.steps()
-        good = f"the last good checkpoint is {steps[-1]}" if steps else "no checkpoint was saved"
-        return (
-            f"step {step + 1}: the loss or the gradient is not finite; its update was left out and "
-            f"the run has stopped; rows of its batch: {rows}; {good}"
-        )
 
     def _evaluate(self, step: int) -> None:
         self._flush(step)
@@ -213,7 +207,7 @@ class _Loop:
         t = self._training
         first_nonfinite = int(t.state.flags["first_nonfinite"])
         if first_nonfinite >= 0:
-            raise NonFiniteError(self._nonfinite_message(first_nonfinite))
+            raise nonfinite_error(t, first_nonfinite)
         t.checkpoints.save(step, t.state, t.metadata, self._best_steps())
         self._stopwatch.resume()
 
@@ -245,13 +239,7 @@ class _Loop:
         for sink in self._sinks:
             sink.write(step, values)
 
-    def _steps_of(self, field: str) -> int:
-        value = getattr(self._training.config.train, field)
-        return max(1, Duration.parse(f"train.{field}", value).steps(self._training.clock))
-
     def close(self) -> None:
         with contextlib.ExitStack() as closing:  # whatever one of them raises, all are closed
-            t = self._training
-            parts = (t.lock, self._progress, self._evaluations, *self._sinks, t.checkpoints)
-            for part in (*parts, self._profiler):
+            for part in (self._progress, self._evaluations, *self._sinks, self._profiler):
                 closing.callback(part.close)  # called from the last to the first

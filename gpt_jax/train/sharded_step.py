@@ -12,7 +12,7 @@ from gpt_jax.objectives.objectives import make_objective
 from gpt_jax.parallel import sharding
 from gpt_jax.runs.config import RunConfig
 from gpt_jax.runs.state import Fixed, TrainState
-from gpt_jax.train.step import train_step
+from gpt_jax.train.step import MOST_SKIPPED, train_step
 
 
 def jit_step(
@@ -45,6 +45,8 @@ def jit_step(
         teacher=teacher,
         num_microbatches=config.train.num_microbatches,
         dropout=config.model.dropout > 0,
+        most_skipped=MOST_SKIPPED if config.train.on_nonfinite == "skip" else 0,
+        spike_sigma=config.train.spike_sigma,
     )
     jitted = jax.jit(
         step,

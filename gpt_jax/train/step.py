@@ -11,8 +11,10 @@ from gpt_jax.models.transformer import forward
 from gpt_jax.objectives.objectives import Objective
 from gpt_jax.optim.adam import AdamState
 from gpt_jax.parallel.sharding import constrain
-from gpt_jax.runs.state import Fixed, TrainState
+from gpt_jax.runs.state import NUM_LOSSES, Fixed, TrainState
 from gpt_jax.types import Array, Batch, Tree
+
+MOST_SKIPPED = 10  # updates in a row that are left out before the run stops
 
 
 def _microbatches(batch: Batch, number: int) -> Batch:
@@ -40,6 +42,8 @@ def train_step(
     teacher: Any = None,
     num_microbatches: int = 1,
     dropout: bool = False,
+    most_skipped: int = 0,
+    spike_sigma: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update.
 
@@ -53,11 +57,15 @@ def train_step(
       teacher: The model of fixed.teacher; its outputs become the batch's `teacher_logits`.
       num_microbatches: The gradient is accumulated over this many parts of the batch.
       dropout: Whether the model is run with dropout.
+      most_skipped: Updates in a row that may be left out without the run having to stop.
+      spike_sigma: A loss so many standard deviations above the mean of the last ones is treated
+        like one that is not finite; 0: none is.
 
     Returns:
       The state after, and metrics: the objective's means over the batch, `grad_norm` before
-      clipping, `num_targets`, and the state's flags. If the loss or the gradient is not finite,
-      parameters and optimizer state are those of before and flags.first_nonfinite holds the step.
+      clipping, `num_targets`, and flags that are numbers. If the loss or the gradient is not
+      finite, parameters and optimizer state are those of before, to the bit, and it is counted;
+      if that is once too often, flags.first_nonfinite holds the step.
     """
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     # The divisor is the whole batch's: microbatches with unequal masks are weighed as one batch.
@@ -92,6 +100,8 @@ def train_step(
 
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(means["loss"])
+    if spike_sigma:
+        finite &= ~_is_spike(means["loss"], state.flags, spike_sigma)
     optimizer = optax.with_extra_args_support(optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
     params = optax.apply_updates(state.params, updates)
@@ -102,18 +112,45 @@ def train_step(
 
         return jax.tree.map(one, new, old, is_leaf=lambda x: isinstance(x, AdamState))
 
-    first_nonfinite = state.flags["first_nonfinite"]
+    flags = _next_flags(state, finite, most_skipped)
+    if spike_sigma:
+        flags |= _with_loss(means["loss"], state.flags, finite)
     new_state = TrainState(
         step=state.step + 1,
         index=state.index + 1,
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
         rng=state.rng,
-        flags={
-            "first_nonfinite": jnp.where(
-                finite | (first_nonfinite >= 0), first_nonfinite, state.step
-            )
-        },
+        flags=flags,
     )
     metrics = {**means, "grad_norm": grad_norm, "num_targets": num_targets}
-    return new_state, {**metrics, **new_state.flags}
+    told = {name: flags[name] for name in ("first_nonfinite", "skipped")}
+    return new_state, {**metrics, **told}
+
+
+def _next_flags(state: TrainState, finite: Array, most_skipped: int) -> dict[str, Array]:
+    flags = state.flags
+    in_a_row = jnp.where(finite, 0, flags["skipped_in_a_row"] + 1)
+    first = flags["first_nonfinite"]
+    return {
+        **flags,
+        "first_nonfinite": jnp.where((in_a_row <= most_skipped) | (first >= 0), first, state.step),
+        "skipped": flags["skipped"] + (~finite).astype(jnp.int32),
+        "skipped_in_a_row": in_a_row,
+    }
+
+
+def _is_spike(loss: Array, flags: dict[str, Array], sigma: float) -> Array:
+    """bool[]: whether a loss is far above the last ones; never before half of them are there."""
+    num = jnp.minimum(flags["num_losses"], NUM_LOSSES)
+    known = jnp.arange(NUM_LOSSES) < num
+    mean = jnp.sum(flags["losses"], where=known) / jnp.maximum(num, 1)
+    variance = jnp.sum((flags["losses"] - mean) ** 2, where=known) / jnp.maximum(num, 1)
+    return (num >= NUM_LOSSES // 2) & (loss > mean + sigma * jnp.sqrt(variance))
+
+
+def _with_loss(loss: Array, flags: dict[str, Array], made: Array) -> dict[str, Array]:
+    """The ring of losses after one more, if its update was made."""
+    place = flags["num_losses"] % NUM_LOSSES
+    losses = flags["losses"].at[place].set(jnp.where(made, loss, flags["losses"][place]))
+    return {"losses": losses, "num_losses": flags["num_losses"] + made.astype(jnp.int32)}

@@ -21,7 +21,7 @@ from gpt_jax.types import Tree
 # it goes on; everything else decides its numbers.
 _MAY_CHANGE = (
     *NOT_OF_THE_NUMBERS,
-    "train.duration", "train.patience",
+    "train.duration", "train.patience", "train.on_nonfinite", "train.spike_sigma",
     # Where the corpus lies may change; what it holds is checked by its fingerprint.
     "data.path", "data.validation_path",
     # Read once, when the run begins.
