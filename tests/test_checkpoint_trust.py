@@ -24,6 +24,7 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs.checkpoint_reader import CheckpointReader
 from gpt_jax.runs.checkpoints import Checkpoints, SaveError
 from gpt_jax.runs.config import run_config
+from gpt_jax.runs.manifest import DamagedError
 from gpt_jax.runs.quarantine import CheckpointWarning, damaged
 from gpt_jax.runs.retention import preserved
 from gpt_jax.runs.run import open_run
@@ -244,7 +245,9 @@ def test_a_failed_save_is_no_step_and_the_next_is_accepted(tmp_path, failing):
     with opened(folder) as checkpoints:
         save_all(checkpoints, 1)
         failing["on"] = True
-        told = r"checkpoint 2: was not saved: .*No space left.* needs up to \d+ bytes, [\d,]+ are "
+        told = (
+            r"checkpoint 2: was not saved: .*No space left.* needs up to [\d,]+ bytes, [\d,]+ are "
+        )
         with pytest.warns(CheckpointWarning, match=told + "free; the last good step is 1"):
             checkpoints.save(2, state(2), {})
             assert not checkpoints.settle()
@@ -392,19 +395,24 @@ def test_a_folder_that_is_not_ours_to_write_is_refused_at_the_start(saved, tmp_p
         Checkpoints(tmp_path / "file", keep=2)
 
 
-def test_old_manifests_have_no_digest_of_themselves(saved, tmp_path):
+def test_a_manifest_has_a_digest_of_itself_but_for_old_ones(saved, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
     path = folder / "2" / "manifest" / "metadata"
     manifest = json.loads(path.read_text())
-    assert manifest.pop("manifest_digest")
-    path.write_text(json.dumps(manifest))
     with opened(folder) as checkpoints:
+        manifest["data"]["train"] = "abd"
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(DamagedError, match="checkpoint 2: manifest is damaged"):
+            checkpoints.manifest(2)
+        del manifest["manifest_digest"]
+        path.write_text(json.dumps(manifest))
         assert checkpoints.newest_good(like(state(0)))[2] == 2
 
 
 @pytest.mark.parametrize("name", ["format_1"])
-def test_a_run_of_an_older_format_goes_on(tmp_path, cache_dir, name):
+def test_a_run_of_an_older_format_goes_on(tmp_path, cache_dir, name, monkeypatch):
+    """And saves its last step at the second try."""
     workdir = tmp_path / "run"
     shutil.copytree(ROOT / "tests" / "data" / f"run_{name}", workdir)
     values = json.loads((workdir / "config.json").read_text())
@@ -416,4 +424,17 @@ def test_a_run_of_an_older_format_goes_on(tmp_path, cache_dir, name):
         training = set_up(run_config(values), workdir, cache_dir, jax.devices()[:1])
     assert run.step == training.start == 4 and int(training.state.index) == 4
     jax.tree.map(np.testing.assert_array_equal, run.params, training.state.params)
-    assert fit(training) == FINISHED
+    whole, failed = atomicity.AtomicRenameTemporaryPath.finalize, []
+
+    def fails_once(self, *args, **kwargs):
+        if not failed:
+            failed.append(self)
+            raise OSError(28, "No space left on device")
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", fails_once)
+    with pytest.warns(CheckpointWarning, match="checkpoint 5: was not saved.* good step is 4"):
+        assert fit(training) == FINISHED
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CheckpointWarning)
+        assert open_run(workdir).step == 5
