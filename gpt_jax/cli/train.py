@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gpt_jax.runs.events import Phases
+
+    phases = Phases()
     from gpt_jax.convert.source import inherit_model
     from gpt_jax.data.corpora import CORPORA, corpus_folder
     from gpt_jax.data.sources import find_files
@@ -46,7 +49,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     print(f"run:   {workdir}\ncache: {cache_dir()} (GPT_JAX_CACHE moves it)", flush=True)
     start()
-    training = set_up(config, workdir, cache_dir())
+    training = set_up(config, workdir, cache_dir(), phases=phases)
     print(training.summary(), flush=True)
     return fit(training)
 

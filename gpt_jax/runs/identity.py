@@ -11,7 +11,8 @@ NOT_OF_THE_NUMBERS = (
     "model.scan", "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor",
     "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every",
     "train.keep", "train.keep_every", "train.sample_prompts", "train.sample_tokens",
-    "train.tensorboard", "train.wandb", "train.profile", "tasks.eval_examples",
+    "train.tensorboard", "train.wandb", "train.profile", "train.stall_timeout",
+    "tasks.eval_examples",
     "tasks.max_new_tokens",
 )  # fmt: skip
 # They choose the best checkpoint and the end of a run that looks for it.

@@ -40,6 +40,8 @@ class TrainConfig:
         to the last checkpoint and on with the batches after the one that led to it ("rewind").
       spike_sigma: A loss so many standard deviations above the mean of the last 128 is treated like
         one that is not finite; 0: none is.
+      stall_timeout: Seconds that the run may be in one phase (a step, the wait for a batch, an
+        evaluation, a save, the compilation) before it is ended as hanging; 0: it is not watched.
       profile: "10:13" traces steps 10, 11 and 12 and writes a table of their slowest operations to
         profile/; "": none.
     """
@@ -63,6 +65,7 @@ class TrainConfig:
     wandb: str = ""
     on_nonfinite: str = "halt"
     spike_sigma: float = 0.0
+    stall_timeout: float = 0.0
     profile: str = ""
 
     def __post_init__(self):
@@ -74,8 +77,9 @@ class TrainConfig:
                 raise ValueError(f"train.{name}: {getattr(self, name)!r} is below 0")
         if self.on_nonfinite not in (policies := ("halt", "skip", "rewind")):
             raise ValueError(f"train.on_nonfinite: {self.on_nonfinite!r} is not one of {policies}")
-        if not 0 <= self.spike_sigma < math.inf:
-            raise ValueError(f"train.spike_sigma: {self.spike_sigma!r} is not 0 or above")
+        for name in ("spike_sigma", "stall_timeout"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"train.{name}: {getattr(self, name)!r} is not 0 or above")
         if self.keep_best or self.patience:
             metric_mode(self.metric, self.metric_mode)
         whenever = ("keep_every",) if self.keep_every else ()

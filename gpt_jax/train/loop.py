@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ from gpt_jax.evals.during_training import Evaluations
 from gpt_jax.parallel import sharding
 from gpt_jax.parallel.peaks import Roof, roof_of
 from gpt_jax.reports.loss_curve import draw_loss_curve
-from gpt_jax.runs import best, metrics
+from gpt_jax.runs import best, events, metrics
 from gpt_jax.runs import run as layout
+from gpt_jax.runs.goodput import goodput, in_words
 from gpt_jax.runs.receipt import add_to_session
 from gpt_jax.train.interrupts import Interrupts
 from gpt_jax.train.policies import NonFiniteError, Rewinds, nonfinite_error, steps_of
@@ -20,6 +22,7 @@ from gpt_jax.train.profiling import Profiler
 from gpt_jax.train.progress import Progress
 from gpt_jax.train.setup import Training
 from gpt_jax.train.speed import Stopwatch, speed_row
+from gpt_jax.train.watchdog import Watchdog
 
 FINISHED, INTERRUPTED = 0, 75
 
@@ -36,16 +39,33 @@ def fit(training: Training) -> int:
     rewinds = Rewinds(training)
     with contextlib.ExitStack() as closing, Interrupts() as interrupts:
         closing.callback(training.lock.close)
-        closing.callback(training.checkpoints.close)  # before the lock
+        log = events.EventLog(
+            training.workdir / events.FILE, training.phases, training.start, jax.process_index()
+        )
+        closing.callback(log.close)
+        closing.enter_context(
+            Watchdog(
+                training.phases, training.config.train.stall_timeout, training.workdir, log,
+                jax.process_index(),
+            )
+        )  # fmt: skip
+        closing.callback(_close, training)  # before the lock
         while True:
-            loop = _Loop(training)
+            loop = _Loop(training, log)
             try:
                 return loop.run(interrupts)
             except NonFiniteError as error:
                 nonfinite = error
             finally:
                 loop.close()
-            print(rewinds.go_back(nonfinite), flush=True)
+            with training.phases.during("restore"):
+                print(rewinds.go_back(nonfinite), flush=True)
+            log.event("rewind", start_step=training.start)
+
+
+def _close(training: Training) -> None:
+    with training.phases.during("save_wait"):  # there may be one under way
+        training.checkpoints.close()
 
 
 @dataclasses.dataclass
@@ -57,8 +77,9 @@ class _Pending:
 
 
 class _Loop:
-    def __init__(self, training: Training):
+    def __init__(self, training: Training, log: events.EventLog):
         self._training = t = training
+        self._phases, self._events = t.phases, log
         config = t.config.train
         self._eval_every = steps_of(t, "eval_every")
         self._save_every = steps_of(t, "checkpoint_every")
@@ -83,6 +104,7 @@ class _Loop:
         self._timed = False  # whether the compilation is behind us
         self._rate: float | None = None  # tokens a second
         self._roof: Roof | None = None  # known after the first step
+        self._before = t.phases.totals()  # at the last row
         self._profiler = Profiler(config.profile_steps(), t.start, t.workdir, self._progress.line)
 
     def run(self, interrupts: Interrupts) -> int:
@@ -107,11 +129,14 @@ class _Loop:
                 self._save(step)
             if step == t.total or stop or early:
                 break
-            _, batch = next(batches)
+            batch = self._next(batches)
             arrays = sharding.global_batch(batch, local, config.batch_size, t.mesh)
             if self._profiler.begins(step + 1):
                 self._profiler.begin(t.state)
+            if step == t.start:
+                self._phases.enter("compile")
             t.state, values = t.step(t.state, arrays, t.fixed)
+            self._phases.enter("step")
             step += 1
             self._progress.step()
             self._profiler.step(step)
@@ -127,6 +152,20 @@ class _Loop:
             self._end_profile(arrays)
         return self._finish(step, None if early else stop)
 
+    def _next(self, batches: Iterator) -> Any:
+        """The next batch; the wait for it counts if the device had nothing to do meanwhile."""
+        self._phases.enter("data_wait")
+        _, batch = next(batches)
+        idle = self._training.state.step.is_ready()
+        self._phases.enter("step", counts_as="data_wait" if idle else "step")
+        return batch
+
+    def _data_wait(self) -> float:
+        """Its share of the time since it was asked for last."""
+        before, self._before = self._before, self._phases.totals()
+        seconds = {name: x - before[name] for name, x in self._before.items()}
+        return seconds["data_wait"] / (sum(seconds.values()) or 1.0)
+
     def _pause(self) -> None:
         """Stops the clock of the steps once those that were dispatched are done: they count."""
         jax.block_until_ready(self._training.state)
@@ -136,7 +175,8 @@ class _Loop:
         """Learns what the devices can do: on CPU by a measurement, so nothing else may run."""
         t = self._training
         self._pause()
-        self._roof = roof_of(t.mesh, t.config.model.dtype, t.cache_dir)
+        with self._phases.during("start"):
+            self._roof = roof_of(t.mesh, t.config.model.dtype, t.cache_dir)
         add_to_session(t.workdir / layout.RECEIPT, {"peak": self._roof.to_dict()})
         self._stopwatch.resume()
 
@@ -171,7 +211,9 @@ class _Loop:
             self._rate = steps * t.clock.tokens_per_step / seconds
         if self._rate is not None:
             row |= speed_row(self._rate, t.flops_per_token, self._roof)
+        row["perf/data_wait"] = self._data_wait()
         self._write(step, row)
+        self._events.write(step)
         if first_nonfinite >= 0:
             raise nonfinite_error(t, first_nonfinite)
         rate, mfu = row.get("perf/tokens_per_sec"), row.get("perf/mfu")
@@ -182,7 +224,9 @@ class _Loop:
         self._pause()
         t = self._training
         whole = step == t.total and not self._by_metric
-        row, lines = self._evaluations.run(step, t.params(), whole=whole)
+        with self._phases.during("evaluate"):
+            row, lines = self._evaluations.run(step, t.params(), whole=whole)
+        self._events.write(step)
         metric = t.config.train.metric
         if self._by_metric and f"eval/{metric}" not in row:
             measured = ", ".join(name.removeprefix("eval/") for name in row)
@@ -208,7 +252,9 @@ class _Loop:
         first_nonfinite = int(t.state.flags["first_nonfinite"])
         if first_nonfinite >= 0:
             raise nonfinite_error(t, first_nonfinite)
-        t.checkpoints.save(step, t.state, t.metadata, self._best_steps())
+        with self._phases.during("save_wait"):
+            t.checkpoints.save(step, t.state, t.metadata, self._best_steps())
+        self._events.write(step)
         self._stopwatch.resume()
 
     def _best_steps(self) -> list[int]:
@@ -222,13 +268,17 @@ class _Loop:
 
     def _finish(self, step: int, signal_name: str | None) -> int:
         t = self._training
+        self._phases.enter("save_wait")
         if not t.checkpoints.settle():
             self._save(step)  # once more: a run should not end without its last step
         t.checkpoints.wait()
+        self._phases.enter("step")  # the little that is left
         rows = metrics.read_rows(t.workdir / layout.METRICS)
         draw_loss_curve(rows, t.workdir / layout.LOSS_CURVE, title=t.workdir.name)
         if step == t.total or not signal_name:
             early = "" if step == t.total else f" of {t.total}: no better {t.config.train.metric}"
+            self._events.write(step)
+            self._progress.line(f"time:  {in_words(goodput(t.workdir))}")
             self._progress.line(f"finished {step} steps{early}: {t.workdir}")
             return FINISHED
         saved = f"saved step {step}" if t.checkpoints.steps() else "no step was taken yet"

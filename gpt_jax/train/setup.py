@@ -25,6 +25,7 @@ from gpt_jax.runs import run as layout
 from gpt_jax.runs.checkpoints import Checkpoints, fingerprint, restore_params
 from gpt_jax.runs.config import RunConfig
 from gpt_jax.runs.data import prepare_run
+from gpt_jax.runs.events import Phases
 from gpt_jax.runs.receipt import session, write_json, write_receipt
 from gpt_jax.runs.state import (
     Fixed,
@@ -76,6 +77,7 @@ class Training:
       metadata: What is saved with each of them: JSON values.
       identity: A name that no other run has, the same whenever this one is continued.
       lock: Keeps other processes out of the run while it is open.
+      phases: What its time was spent on since it began to be set up.
     """
 
     config: RunConfig
@@ -99,6 +101,7 @@ class Training:
     metadata: dict[str, Any]
     identity: str
     lock: IO[str]
+    phases: Phases = dataclasses.field(default_factory=Phases)
 
     def params(self) -> Tree:
         """All parameters, frozen ones too, as the model takes them."""
@@ -145,6 +148,7 @@ def set_up(
     workdir: epath.PathLike,
     cache_dir: epath.PathLike,
     devices: list | None = None,
+    phases: Phases | None = None,
 ) -> Training:
     """Prepares the data, builds the model and the step, restores or initializes the state.
 
@@ -155,12 +159,13 @@ def set_up(
       workdir: The run directory; a run in it is continued.
       cache_dir: Where prepared data is kept.
       devices: What to run on; None: all devices.
+      phases: What the process has spent its time on so far; None: it begins here.
 
     Raises:
       ValueError: The mesh, batch, corpus, tokenizer, work directory or checkpoint does not fit
         the config.
     """
-    workdir = epath.Path(workdir)
+    workdir, phases = epath.Path(workdir), phases or Phases()
     resuming = check_workdir(workdir, config)
     predicted = prediction_facts(workdir, config, resuming)
     if config.train.wandb:
@@ -204,8 +209,9 @@ def set_up(
         "teacher": fingerprint(teacher[1]) if teacher else "",
     }
     if first is None:
-        state, start = _restored(checkpoints, state_like, config, data, metadata["teacher"])
-        frozen = _restored_base(workdir, like, mask)
+        with phases.during("restore"):
+            state, start = _restored(checkpoints, state_like, config, data, metadata["teacher"])
+            frozen = _restored_base(workdir, like, mask)
     else:
         (state, frozen), start = first, 0
     if start > total:
@@ -243,6 +249,7 @@ def set_up(
         metadata=metadata,
         identity=f"{workdir.name}-{receipt['id']}",
         lock=lock,
+        phases=phases,
     )
 
 
