@@ -6,13 +6,18 @@ Any value of the config is changed by --config.SECTION.NAME=VALUE; `gpt-jax conf
 """
 
 import argparse
+import functools
 import os
 import pathlib
+import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:args]", help="a config file")
     parser.add_argument("--workdir", help="the run directory (default: runs/<name of the config>)")
+    parser.add_argument(
+        "--supervise", action="store_true", help="start it again when it crashes, until it is done"
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -29,6 +34,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if "://" in (arguments.workdir or ""):
         raise ValueError(f"--workdir: {arguments.workdir!r} is not a folder of this machine")
     workdir = pathlib.Path(arguments.workdir or _default_workdir(arguments.config)).absolute()
+    if arguments.supervise:
+        from gpt_jax.launch.supervisor import supervise
+
+        words = [f"--config={arguments.config}", f"--workdir={workdir}"]
+        words += [f"--config.{override}" for override in overrides]
+        command = [sys.executable, "-m", "gpt_jax", "train", *words]
+        return supervise(command, workdir, say=functools.partial(print, flush=True))
     values, _ = load_config(arguments.config, overrides)
     values = inherit_model(values, workdir)
     for name in ("path", "validation_path"):  # a run is read from other folders too

@@ -1,0 +1,142 @@
+"""Starts a training command again when it crashes, and knows when that is of no use."""
+
+import ctypes
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpt_jax.train.interrupts import Interrupts
+
+FINISHED, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 75
+_MOST_IN_VAIN = 3  # starts in a row that end with the same newest checkpoint
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds
+_TICK = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+def supervise(
+    command: Sequence[str],
+    workdir: pathlib.Path,
+    *,
+    say: Callable[[str], None] = print,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Runs a command until it has finished, was interrupted, or cannot get on.
+
+    A signal is handed on to the command, which saves and ends; then nothing is started again.
+
+    Args:
+      command: Trains in `workdir`, and continues there.
+      workdir: The run directory, from which it is told how far the run is.
+      say: Takes the lines for people.
+      sleep: Waits so many seconds.
+
+    Returns:
+      FINISHED; USER_MISTAKE, which another start would only repeat; INTERRUPTED; or FAILED: the
+      run halted for a loss that is not finite, or is in a crash loop.
+    """
+    in_vain, wait = 0, _FIRST_WAIT
+    with Interrupts() as interrupts:
+        while True:
+            before, receipt = _newest_step(workdir), _receipt(workdir)
+            code = _run(command, interrupts)
+            if code in (FINISHED, USER_MISTAKE, INTERRUPTED):
+                return code
+            after = _newest_step(workdir)
+            how = _in_words(code)
+            if interrupts.requested:
+                say(f"supervisor: {interrupts.requested}; the run ended with {how}")
+                return FAILED
+            new = _receipt(workdir)
+            if step := _halted_at(new) if new != receipt else None:
+                say(
+                    f"supervisor: the run halted at step {step}: not finite, or a spike; a new "
+                    'start would halt there again; train.on_nonfinite "skip" or "rewind" goes on'
+                )
+                return FAILED
+            if after > before:
+                in_vain, wait = 0, _FIRST_WAIT
+            in_vain += 1
+            where = f"the newest checkpoint is {after}" if after >= 0 else "no step is saved"
+            if in_vain >= _MOST_IN_VAIN:
+                say(
+                    f"supervisor: crash loop: {in_vain} starts in a row ended there, the "
+                    f"last with {how}; {where}; it is not started again"
+                )
+                return FAILED
+            say(f"supervisor: the run ended with {how}; {where}; next start in {wait:g} s")
+            _sleep(wait, interrupts, sleep)
+            wait = min(2 * wait, _LONGEST_WAIT)
+            if interrupts.requested:
+                return INTERRUPTED if after >= 0 else FAILED
+
+
+def _run(command: Sequence[str], interrupts: Interrupts) -> int:
+    """Its exit code: that of subprocess, so minus the signal if one ended it."""
+    # Ctrl-C in a terminal is for the supervisor, which passes it on.
+    process = subprocess.Popen(
+        command, start_new_session=True, preexec_fn=_end_with_parent(os.getpid())
+    )
+    told = False
+    try:
+        while process.poll() is None:
+            if interrupts.requested and not told:
+                process.send_signal(signal.SIGTERM)
+                told = True
+            time.sleep(_TICK)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    return process.returncode
+
+
+def _end_with_parent(parent: int) -> Callable[[], None]:
+    """What the child does before it begins: it saves and ends when its supervisor is killed."""
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(INTERRUPTED)
+
+    return prepare
+
+
+def _sleep(seconds: float, interrupts: Interrupts, sleep: Callable[[float], None]) -> None:
+    """Waits, in parts: a signal ends it."""
+    while seconds > 0 and not interrupts.requested:
+        sleep(min(seconds, 1.0))
+        seconds -= 1.0
+
+
+def _newest_step(workdir: pathlib.Path) -> int:
+    """The newest checkpoint; -1: there is none."""
+    folder = workdir / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=-1)
+
+
+def _receipt(workdir: pathlib.Path) -> dict[str, Any]:
+    path = workdir / "receipt.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _halted_at(receipt: dict[str, Any]) -> int | None:
+    """The step that the last session halted for."""
+    return (receipt.get("sessions") or [{}])[-1].get("first_nonfinite")
+
+
+def _in_words(code: int) -> str:
+    if code < 0:
+        return signal.Signals(-code).name
+    hung = " (train.stall_timeout: it hung)" if code == 70 else ""
+    return f"exit code {code}{hung}"
