@@ -52,7 +52,7 @@ def test_a_crash_loop_is_told_after_growing_waits(tmp_path):
     code, starts, waits, lines = run(tmp_path, {"code": 1, "saves": 3}, {"code": 70})
     assert (code, starts) == (1, 3)
     assert sum(waits) == 1 + 2
-    assert "crash loop: 3 starts in a row" in lines[-1] and "exit code 70" in lines[-1]
+    assert "3 starts in a row came no further" in lines[-1] and "exit code 70" in lines[-1]
     assert "the newest checkpoint is 3" in lines[-1]
 
 

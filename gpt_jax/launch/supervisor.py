@@ -66,8 +66,8 @@ def supervise(
             where = f"the newest checkpoint is {after}" if after >= 0 else "no step is saved"
             if in_vain >= _MOST_IN_VAIN:
                 say(
-                    f"supervisor: crash loop: {in_vain} starts in a row ended there, the "
-                    f"last with {how}; {where}; it is not started again"
+                    f"supervisor: crash loop: {where}, and {in_vain} starts in a row came no "
+                    f"further, the last ended with {how}; it is not started again"
                 )
                 return FAILED
             say(f"supervisor: the run ended with {how}; {where}; next start in {wait:g} s")
