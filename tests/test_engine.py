@@ -307,6 +307,8 @@ def test_the_batch_grows_and_shrinks_with_what_runs(monkeypatch):
 class Alternating:
     """Odd ids, then even ones, in turn; after six tokens the end."""
 
+    failure = ""
+
     def __init__(self):
         self.ids = []
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from gpt_jax.runs.config_file import load_config
 from gpt_jax.runs.identity import config_sha
 from gpt_jax.runs.metrics import VOLATILE, read_rows
 from gpt_jax.runs.state import NUM_LOSSES, TrainState, first_flags
-from gpt_jax.train.loop import FINISHED, NonFiniteError, fit
+from gpt_jax.train.loop import FINISHED, INTERRUPTED, NonFiniteError, fit
 from gpt_jax.train.setup import set_up
 from gpt_jax.train.step import train_step
 
@@ -44,7 +46,7 @@ class Killed(BaseException):
     """In the place of a signal that ends the process."""
 
 
-def begin(config, workdir, cache_dir, poisoned, killed_at=None):
+def begin(config, workdir, cache_dir, poisoned, killed_at=None, signalled_at=None):
     """A run whose batches of the indices `poisoned` give a loss that is not a number."""
     training = set_up(config, workdir, cache_dir, jax.devices()[:1])
     whole, calls = training.step, [0]
@@ -52,6 +54,8 @@ def begin(config, workdir, cache_dir, poisoned, killed_at=None):
     def step(state, batch, fixed):
         if calls[0] == killed_at:
             raise Killed
+        if calls[0] == signalled_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         calls[0] += 1
         if int(state.index) in poisoned:
             batch = {**batch, "loss_mask": batch["loss_mask"] * np.nan}
@@ -115,17 +119,20 @@ def test_a_rewind_moves_past_the_batches_and_is_the_same_when_killed(corpus, cac
     expected, step = final_state(whole)
     assert step == 12 and expected["index"] == 16
 
-    # Killed after the second rewind, before another checkpoint.
-    workdir = tmp_path / "killed"
+    # Killed after the second rewind, before another checkpoint; or asked to save before the first,
+    # so that there is a newer checkpoint than the one that an undisturbed run goes back to.
     with pytest.raises(Killed):
-        fit(begin(config, workdir, cache_dir, poisoned, killed_at=13))
-    again = begin(config, workdir, cache_dir, poisoned)
-    assert again.start == 6
-    assert fit(again) == FINISHED
-    assert settled(workdir) == rows
-    state, _ = final_state(again)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(state[name], value, err_msg=name)
+        fit(begin(config, tmp_path / "killed", cache_dir, poisoned, killed_at=13))
+    asked = begin(config, tmp_path / "asked", cache_dir, poisoned, signalled_at=6)
+    assert fit(asked) == INTERRUPTED
+    for name, start in (("killed", 6), ("asked", 7)):
+        again = begin(config, tmp_path / name, cache_dir, poisoned)
+        assert again.start == start
+        assert fit(again) == FINISHED
+        assert settled(tmp_path / name) == rows
+        state, _ = final_state(again)
+        for leaf, value in expected.items():
+            np.testing.assert_array_equal(state[leaf], value, err_msg=f"{name} {leaf}")
 
 
 def test_rewinds_come_to_an_end(corpus, cache_dir, tmp_path):

@@ -253,8 +253,7 @@ class Engine:
             slots.fit(wanted)
         waited_for = bool(self._waiting or self._ready)
         outputs, most = [], 0
-        for row, tokens, by_id in slots.decode(num_steps, leave_early=waited_for):
-            reason = "stop" if by_id else ("length" if row.length >= row.end else None)
+        for row, tokens, reason in slots.decode(num_steps, leave_early=waited_for):
             outputs.append((row.owner, Output(row.sample, tuple(tokens), reason)))
             self._num_generated += len(tokens)
             most = max(most, len(tokens))

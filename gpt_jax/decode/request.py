@@ -26,7 +26,14 @@ class Token(NamedTuple):
 
 
 class Constraint(Protocol):
-    """Says which tokens may come next in one text; a new one for each sample."""
+    """Says which tokens may come next in one text; a new one for each sample.
+
+    Attributes:
+      failure: "" or why it gave up before the text was complete: an id that ends the text is then
+        all that it allows, and the text's finish_reason is "length".
+    """
+
+    failure: str
 
     def allowed(self) -> np.ndarray:
         """bool[V]; an id that ends the text is allowed where the text is complete."""

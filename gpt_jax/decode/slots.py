@@ -167,10 +167,12 @@ class Slots:
         self.rows[self.rows.index(row)] = None
         self._fixed = None
 
-    def decode(self, num_steps: int, *, leave_early: bool) -> list[tuple[Row, list[Token], bool]]:
-        """Of each row its new tokens, and whether its text ended; a row that is done is freed."""
+    def decode(
+        self, num_steps: int, *, leave_early: bool
+    ) -> list[tuple[Row, list[Token], str | None]]:
+        """Of each row its new tokens, and an Output's finish_reason; one that is done is freed."""
         allowed_BV, stuck = self._allowed()
-        results: list[tuple[Row, list[Token], bool]] = [(row, [], True) for row in stuck]
+        results: list[tuple[Row, list[Token], str | None]] = [(row, [], "stop") for row in stuck]
         for row in stuck:
             self.free(row)
         if not self.num_running:
@@ -193,7 +195,7 @@ class Slots:
                 results.append((row, *self._advance(slot, row, steps)))
         return results
 
-    def _advance(self, slot: int, row: Row, steps: Steps) -> tuple[list[Token], bool]:
+    def _advance(self, slot: int, row: Row, steps: Steps) -> tuple[list[Token], str | None]:
         tokens = []
         for n in range(int(steps.count_B[slot])):
             k = row.params.top_logprobs
@@ -206,12 +208,15 @@ class Slots:
                 int(steps.tokens_BN[slot, n]), float(steps.logprobs_BN[slot, n]), tuple(top)
             ))  # fmt: skip
         row.length, row.last = row.length + len(tokens), tokens[-1].id
-        by_id = row.last in row.end_ids
-        if by_id or row.length >= row.end:
+        reason = "length" if row.length >= row.end else None
+        if row.last in row.end_ids:
+            gave_up = row.constraint is not None and row.constraint.failure
+            reason = "length" if gave_up else "stop"
+        if reason:
             self.free(row)
         elif row.constraint is not None:
             row.constraint.accept(row.last)
-        return tokens, by_id
+        return tokens, reason
 
     def _keep_features(self) -> None:
         """What a row needs is there, what none needs is not."""

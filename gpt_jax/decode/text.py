@@ -57,9 +57,9 @@ class TextStream:
         text = ""
         for number, token in enumerate(tokens, 1):
             self.tokens.append(token)
-            is_end = finish_reason == "stop" and number == len(tokens)
-            if is_end or token.id in self._eos_ids:
-                finish_reason = "stop"
+            told = finish_reason if number == len(tokens) else None
+            if told == "stop" or token.id in self._eos_ids:
+                finish_reason = told or "stop"
                 break
             text += self._stop.put(self._streamer.put(token.id))
             if self._stop.found:

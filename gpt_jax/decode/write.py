@@ -10,7 +10,6 @@ from gpt_jax.data.chat_template import CHATML, ChatTemplate, Messages
 from gpt_jax.data.infill_tokens import InfillTokens
 from gpt_jax.decode.constraints import (
     ConstraintFactory,
-    end_reason,
     grammar_constraint,
     json_schema_constraint,
     regex_constraint,
@@ -245,9 +244,6 @@ def _by_engine(engine, job, texts: list[TextStream], num_steps: int | None) -> I
             new = stream.put(output.tokens, output.finish_reason)
             if stream.finish_reason and not output.finish_reason:
                 engine.end(job, output.sample)
-            if output.finish_reason == "stop":
-                ids = [token.id for token in stream.tokens]
-                stream.finish_reason = end_reason(job.request.constraint, ids)
             yield Written(output.sample, new, tuple(stream.tokens[known:]), stream.finish_reason)
 
 

@@ -44,7 +44,7 @@ class CheckpointReader:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+        options = ocp.CheckpointManagerOptions(create=False)
         return ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:

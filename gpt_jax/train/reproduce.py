@@ -161,6 +161,9 @@ def receipt_differences(receipt: dict[str, Any], other: dict[str, Any]) -> list[
 
 def _facts(session: dict[str, Any]) -> dict[str, Any]:
     facts = {name: session.get(name) for name in _SESSION}
+    devices = facts["devices"] or []
+    kinds = [f"{devices.count(kind)} x {kind}" for kind in sorted(set(devices))]
+    facts["devices"] = ", ".join(kinds) or None
     packages = facts.pop("packages") or {}
     diff = facts.pop("git_diff")
     facts["changes to the code that are not committed"] = hashing.digest(diff) if diff else None
