@@ -146,6 +146,20 @@ def sweep_finetuned():
                 }
 
 
+def sweep_finetuning_rates():
+    """What share of the pretraining's rates finetuning takes, with few data and with many."""
+    yield from (run for run in sweep_pretraining() if run["group"] == "55k")
+    for num_tokens in (32_000, 1_000_000):
+        for share in (0.1, 0.3, 1.0):
+            yield {
+                **_python("55k", num_tokens, 0),
+                "name": f"rates-55k-{num_tokens // 1000}k-{share}",
+                "init.source": "{sweep}/english-55k",
+                "optimizer.learning_rate": LEARNING_RATE * share,
+                "optimizer.muon_learning_rate": MUON_LEARNING_RATE * share,
+            }
+
+
 def sweep_transfer():
     """All of it, what others begin from first."""
     yield from sweep_pretraining()
