@@ -42,7 +42,8 @@ LADDER = {
     1.7e12: ("38k", "55k", "98k", "147k", "230k", "307k"),
     3e12: ("38k", "55k", "98k", "147k", "230k", "442k"),
 }
-HELD_OUT = {"size": "442k", "flops": 3e13}
+# The same in seconds; nothing can be learnt from it.
+LADDER_DEBUG = {1e9: ("6k", "14k", "25k"), 3e9: ("6k", "14k", "25k")}
 # Rates of Adam (embeddings and head) and of Muon (matrices), from the sweep `learning_rate`.
 LEARNING_RATE, MUON_LEARNING_RATE = 0.05, 0.04
 BATCH_SIZE, SEQ_LEN = 8, 256
@@ -121,8 +122,13 @@ def sweep_noise():
             yield run_of(size, flops, seed=seed)
 
 
-def sweep_ladder():
+def sweep_ladder(ladder=LADDER):
     """Six sizes at each of six budgets."""
-    for flops, sizes in LADDER.items():
+    for flops, sizes in ladder.items():
         for size in sizes:
             yield run_of(size, flops)
+
+
+def sweep_debug():
+    """The ladder of study.py --debug."""
+    yield from sweep_ladder(LADDER_DEBUG)

@@ -1,0 +1,113 @@
+"""The steps behind README.md: noise, rates, ladder, prediction, the run it is of, the page.
+
+  python experiments/predictable_scaling/study.py [--root=runs/predictable_scaling] [--processes=1]
+
+What is done is left alone, what broke is continued. `--debug` is a ladder of six tiny runs with a
+seventh ten times as expensive, in seconds: it shows that the steps fit together, and nothing else.
+`--config.a.b=value` goes to every run. Ledgers, the prediction and the page's figures of the real
+study are kept beside this file.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent
+CONFIG = HERE / "config.py"
+DATA = ("sympy_code", "django_code")
+# Runs of fewer than 250 steps are left out of the fits: of them the warm-up tells. Chosen by the
+# ladder's own residuals, before the held-out run.
+MIN_TOKENS = 512_000
+MEASURES = "python_lines/next_line_logprob,python_lines/parse_rate"
+HELD_OUT, HELD_OUT_DEBUG = "size=442k,flops=3e13", "size=25k,flops=3e10"
+
+
+def gpt_jax(*words: str) -> None:
+    """One command of the program, or the end of the study."""
+    print("+ gpt-jax", *words, flush=True)
+    done = subprocess.run([sys.executable, "-m", "gpt_jax", *words], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def rows_of(path: pathlib.Path) -> list[dict]:
+    """Of a file of JSON lines; none if it is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def sweep(name: str, args: argparse.Namespace, kept: pathlib.Path) -> pathlib.Path:
+    """Trains what is missing of a sweep; its ledger, which is also kept beside this file."""
+    folder = args.root / name
+    ledger = kept / f"{name}.jsonl"
+    gpt_jax(
+        "sweep", f"--config={CONFIG}", f"--sweep={name}", f"--workdir={folder}",
+        f"--ledger={ledger}", f"--processes={args.processes}", *args.overrides,
+    )  # fmt: skip
+    return ledger
+
+
+def measure(run: pathlib.Path) -> None:
+    """How well a run goes on with held-out Python, unless that is known."""
+    if all(row["task"] != "python_lines" for row in rows_of(run / "evaluations.jsonl")):
+        gpt_jax("evaluate", f"--run={run}", "--tasks=python_lines")
+
+
+def best_of_budgets(ledger: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The run with the lowest loss of each budget that is in the fits."""
+    best: dict[str, dict] = {}
+    for row in rows_of(ledger):
+        if row["status"] == "finished" and row["num_tokens"] >= MIN_TOKENS:
+            best[row["group"]] = min(best.get(row["group"], row), row, key=lambda r: r["loss"])
+    return [folder / row["name"] for row in best.values()]
+
+
+def main(words: list[str] | None = None) -> None:
+    """The script."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=lambda word: pathlib.Path(word).absolute(),
+                        default=pathlib.Path("runs/predictable_scaling").absolute())  # fmt: skip
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--debug", action="store_true")
+    args, args.overrides = parser.parse_known_args(words)
+    if any(not word.startswith("--config.") for word in args.overrides):
+        parser.error(f"unknown argument {args.overrides[0]}")
+
+    kept = args.root if args.debug else HERE
+    kept.mkdir(parents=True, exist_ok=True)
+    if not args.debug:
+        gpt_jax("data", "fetch", *DATA)
+        sweep("learning_rate", args, kept)
+        sweep("noise", args, kept)
+    ladder = "debug" if args.debug else "ladder"
+    ledger = sweep(ladder, args, kept)
+    how = [f"--ledger={ledger}"]
+    if not args.debug:
+        for run in best_of_budgets(ledger, args.root / ladder):
+            measure(run)
+        sweep(ladder, args, kept)  # trains nothing: the ledger with what was measured
+        how.append(f"--min_tokens={MIN_TOKENS}")
+    gpt_jax("scaling", "fit", *how)
+
+    config = f"{CONFIG}:{HELD_OUT_DEBUG if args.debug else HELD_OUT}"
+    run = args.root / "held_out"
+    if not (run / "prediction.json").exists():
+        if not args.debug:
+            how.append(f"--measures={MEASURES}")
+        gpt_jax("scaling", "predict", *how, f"--config={config}", f"--workdir={run}",
+                *args.overrides)  # fmt: skip
+        shutil.copy(run / "prediction.json", kept / "prediction.json")
+    gpt_jax("train", f"--config={config}", f"--workdir={run}", *args.overrides)
+    if not args.debug:
+        measure(run)
+    gpt_jax("scaling", "score", f"--run={run}")
+    gpt_jax("report", f"--runs={args.root / ladder},{run}", f"--out={args.root / 'report.html'}",
+            "--title=Predictable scaling", f"--png={kept / 'figures'}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
