@@ -9,12 +9,13 @@ Expected: README.md beside this file; study.py runs the steps one after the othe
   gpt-jax sweep --config=experiments/pretraining_vs_finetuning/config.py --sweep=transfer \
     --workdir=runs/transfer
 
-Arguments: size (a key of SIZES), text (english, python), debug.
+Arguments: size (a key of SIZES), text (english, python), task (sentiment_en; its own sweep is
+`labelled`), debug.
 """
 
 from ml_collections import ConfigDict
 
-from configs.common import choose, parse_argument, shrink
+from configs.common import choose, finetuned, parse_argument, shrink, small_optimizer
 
 # Parameters of the layers: layers, width, heads; tokens of the pretraining, 40 a parameter.
 SIZES = {
@@ -41,7 +42,9 @@ LEARNING_RATE, MUON_LEARNING_RATE = 0.05, 0.04
 
 
 def get_config(argument=None):
-    arg = parse_argument(argument, size="55k", text="python", debug=False)
+    arg = parse_argument(argument, size="55k", text="python", task="", debug=False)
+    if arg["task"]:
+        return _labelled_config(arg["task"])
     layers, width, heads, _ = choose("size", arg["size"], SIZES)
     config = ConfigDict()
     config.seed = 0
@@ -85,6 +88,21 @@ def get_config(argument=None):
 
     if arg["debug"]:
         shrink(config)
+    return config
+
+
+def _labelled_config(task):
+    """A task with labels, as text: the answer's characters are the targets."""
+    config = finetuned("runs/transfer/english-147k", (task,), 256, "causal_lm")
+    small_optimizer(config, LEARNING_RATE / 2, muon=MUON_LEARNING_RATE / 2)
+    config.train.batch_size = 8
+    config.train.duration = "4 epochs"
+    # The best of eight evaluations of the whole validation split.
+    config.tasks.eval_examples = 0
+    config.train.eval_every = config.train.checkpoint_every = "12.5%"
+    config.train.metric = f"{task}/accuracy"
+    config.train.keep = config.train.keep_best = 1
+    config.train.tensorboard = False
     return config
 
 
@@ -169,8 +187,38 @@ def sweep_finetuning_rates():
             }
 
 
+def sweep_labelled():
+    """Sentiment of film reviews with 250 to 8,000 labels, after English and from scratch."""
+    for num_examples, epochs in ((250, 16), (1000, 8), (4000, 4), (8000, 3)):
+        for seed in (0, 1):
+            run = {
+                "tasks.limit": num_examples,
+                "train.duration": f"{epochs} epochs",
+                "seed": seed,
+                "init.source": "{sweep}/english-147k",
+            }
+            where = f"sentiment-{num_examples}-s{seed}"
+            yield {**run, "name": f"finetuned-{where}", "group": "finetuned"}
+            yield {**run, "name": f"scratch-{where}", "group": "scratch", "init.skip": (".",)}
+
+
 def sweep_transfer():
     """All of it, what others begin from first."""
     yield from sweep_pretraining()
     yield from sweep_scratch()
     yield from sweep_finetuned()
+
+
+def sweep_debug():
+    """Two amounts of a few steps at the smallest size: what study.py --debug runs."""
+    english = next(run for run in sweep_pretraining() if run["group"] == "25k")
+    yield {**english, "train.duration": "20 steps"}
+    for begin in ("scratch", "finetuned"):
+        for num_tokens in (5_000, 20_000):
+            run = {
+                **_model("25k"),
+                "name": f"{begin}-25k-{num_tokens // 1000}k-s0",
+                "data.train_tokens": num_tokens,
+                "train.duration": "2 epochs",
+            }
+            yield run if begin == "scratch" else {**run, "init.source": "{sweep}/english-25k"}
