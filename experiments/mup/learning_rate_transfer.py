@@ -1,6 +1,6 @@
 """Does the best learning rate stay where it is as a model gets wider?
 
-    python experiments/mup/learning_rate_transfer.py [--rates=-10:-3] [--init=fan_in|gpt2]
+    python experiments/mup/learning_rate_transfer.py [--rates=-9:-1] [--init=fan_in|gpt2]
 
 Models of several widths are trained for --steps steps at learning rates a factor of 2 apart on the
 Python standard library by bytes, in the standard parametrisation and in muP; AdamW, depth 2.  The
@@ -172,14 +172,16 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser = arguments(
         __doc__,
         "learning_rate_transfer",
+        widths=(16, 32, 64, 128),
         steps=120,
         seeds=2,
+        batch_size=16,
         schedule="linear",
-        warmup=12,
+        warmup=24,
         dtype="bfloat16",
     )
-    parser.add_argument("--rates", type=exponents, default=(-10, -3), help="powers of 2, LOW:HIGH")
-    parser.add_argument("--eval_batches", type=int, default=4, help=f"of {_EVAL_BATCH} rows")
+    parser.add_argument("--rates", type=exponents, default=(-9, -1), help="powers of 2, LOW:HIGH")
+    parser.add_argument("--eval_batches", type=int, default=8, help=f"of {_EVAL_BATCH} rows")
     args = parser.parse_args(words)
     result = study(args)
     write(args.out, result)

@@ -154,16 +154,20 @@ def _of_loss(name: str, points: Points, place: Mapping[str, float], seed: int) -
 def _of_measure(
     name: str, rows: Sequence[Mapping[str, Any]], points: Points, flops: float, seed: int
 ) -> dict[str, Any]:
-    """GPT-4's form for a measure of a task; runs without a logarithm of it are left out."""
+    """GPT-4's form for a measure of a task, by the runs that were evaluated so.
+
+    Of these the ones without a logarithm are left out.
+    """
     values = {row["name"]: (row.get("evaluations") or {}).get(name) for row in rows}
     if all(values[run] is None for run in points.names):
         seen = sorted({key for row in rows for key in row.get("evaluations") or {}})
         has = f"they have {', '.join(seen)}" if seen else "they have none"
         raise ValueError(f"measures: {name!r} is no evaluation of the ledger's runs; {has}")
-    own = [values[run] for run in points.names if values[run] is not None]
+    measured = {run: values[run] for run in points.names if values[run] is not None}
+    own = measured.values()
     kind = "logprob" if min(own) < 0 or max(own) <= 0 else "share"
-    y = {run: _exponent(kind, values[run]) for run in points.names}
-    kept = [number for number, run in enumerate(points.names) if y[run] is not None]
+    y = {run: _exponent(kind, value) for run, value in measured.items()}
+    kept = [number for number, run in enumerate(points.names) if y.get(run) is not None]
     found = fit_measure(points.take(kept), y, seed=seed)
     ends = finite_interval(found, lambda law: law.predict(flops))
     value, high, low = ((-x if kind == "logprob" else math.exp(-x)) for x in ends)
@@ -171,14 +175,14 @@ def _of_measure(
         "measure": name, "law": "measure", "form": _MEASURE_FORM[kind],
         "constants": dataclasses.asdict(found.law), "noise": found.noise,
         "draws": len(found.laws), "seed": seed, "value": value, "low": low, "high": high,
-        "values": {run: values[run] for run in points.names},
-        "left_out": [run for run in points.names if y[run] is None],
+        "values": measured,
+        "left_out": [run for run in measured if y[run] is None],
     }  # fmt: skip
 
 
-def _exponent(kind: str, value: float | None) -> float | None:
+def _exponent(kind: str, value: float) -> float | None:
     """-value or -log(value), above 0; None where it is not."""
-    if value is None or not math.isfinite(value) or (kind == "share" and not 0 < value < 1):
+    if not math.isfinite(value) or (kind == "share" and not 0 < value < 1):
         return None
     y = -value if kind == "logprob" else -math.log(value)
     return y if y > 0 else None
