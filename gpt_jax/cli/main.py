@@ -16,6 +16,7 @@ _COMMANDS = {
     "sweep": "train the runs of a config's sweep: what is missing, what broke",
     "scaling": "fit laws to runs, predict a run before it is trained, score the prediction",
     "preflight": "compile a config for a TPU slice: does it fit, what does a step cost",
+    "launch": "run a config or a sweep on Cloud TPU; jobs for GKE and SLURM",
     "reproduce": "run a run again, and say whether it is the same bit for bit",
     "report": "one page about several runs",
     "evaluate": "score a run",
