@@ -105,7 +105,7 @@ class _Up:
                 self._ours = True
                 self._say(f"launch: sets up {self._record.target.num_hosts} hosts")
                 self._tell("set up")
-                self._hosts.set_up(self._job, self._archive, lambda: time.sleep(self._poll))
+                self._hosts.set_up(self._job, self._archive, lambda: _wait(self._poll))
                 self._record.starts += 1
                 self._record.log_offset = 0
             self._following, before = True, self._progress
@@ -154,7 +154,7 @@ class _Up:
                     self._ours = True
                     self._say(f"launch: {state}")
             if state not in (ABSENT, "SUSPENDED"):
-                time.sleep(self._poll)
+                _wait(self._poll)
 
     def _is_set_up(self, fresh: bool) -> bool:
         """Whether the hosts are at this job already."""
@@ -199,7 +199,7 @@ class _Up:
             if self._is_over_budget():
                 self._hosts.ask_to_stop()
                 return INTERRUPTED
-            time.sleep(self._poll)
+            _wait(self._poll)
 
     def _show(self, report: dict[str, Any]) -> None:
         if report["log"]:
@@ -250,7 +250,7 @@ class _Up:
             except CloudError as error:
                 if not left or error.kind in ("denied", "invalid"):
                     raise
-                time.sleep(self._poll)
+                _wait(self._poll)
         raise AssertionError
 
     def _is_over_budget(self) -> bool:
@@ -296,7 +296,11 @@ def give_back(queue: Queue, poll: float) -> None:
         except CloudError:
             if not left:
                 raise
-            time.sleep(poll)
+            _wait(poll)
+
+
+def _wait(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 @contextlib.contextmanager
