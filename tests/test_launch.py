@@ -290,6 +290,21 @@ def test_ctrl_c_leaves_a_job_that_the_same_command_follows(cloud, monkeypatch):
     assert len(cloud.record()["active"]) == 1  # one time that is paid
 
 
+def test_a_job_that_ran_is_not_set_up_anew_because_hosts_are_silent(cloud, monkeypatch):
+    cloud.script(status=[RUNNING])
+    with monkeypatch.context() as patch:
+        interrupt(patch, at=3)
+        cloud.up()
+    calls, job, lost = len(cloud.calls()), cloud.record()["job"], {"err": "timed out"}
+    cloud.script(status=[lost])
+    code, printed = cloud.up()
+    assert code == 1 and "do not answer" in printed
+    assert {call["verb"] for call in cloud.calls()[calls:]} == {"describe", "status"}
+    cloud.script(status=[lost, lost, {**RUNNING, "job": job}, {"job": job}])
+    assert cloud.up()[0] == 0
+    assert [call["verb"] for call in cloud.calls()].count("prepare") == 1
+
+
 def test_another_job_of_that_name_is_left_alone(cloud):
     (cloud.folder / "there").touch()
     cloud.script(status=[{**RUNNING, "job": "another"}])
@@ -346,11 +361,12 @@ def test_status_and_logs(cloud, monkeypatch):
         interrupt(patch, at=3)
         cloud.up("--price=2.5", "--spot")
     row = {"run": "a", "step": 40, "eval/loss": 3.25}
-    cloud.script(status=[{**RUNNING, "row": row, "log": "all of it\n"}])
+    report = {**RUNNING, "row": row, "log": "all of it\n"}
+    cloud.script(status=[report], status_of_all=[report])
     code, printed = cloud.launch("status", "--name=a")
     assert code == 0
     for words in ("ACTIVE", "v5e-16 (spot, 4 hosts, 16 chips)", "a: step 40, eval/loss 3.2500",
-                  "the job is running", "at 2.5 each"):  # fmt: skip
+                  "4 of 4 hosts answer, the job is running", "at 2.5 each"):  # fmt: skip
         assert words in printed, printed
     assert cloud.launch("logs", "--name=a") == (0, "all of it\n")
     cloud.script(describe=["SUSPENDED"])

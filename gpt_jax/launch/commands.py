@@ -187,9 +187,12 @@ def status(folder: pathlib.Path, name: str, say: Say = print) -> int:
         return FAILED
     if state == ACTIVE:
         record.still_active(time.time())
-        report = Hosts(record.target, {}).look(record.log_offset)
-        record.row = (report or {}).get("row") or record.row
-        record.state = f"the job is {report['state']}" if report else "no answer from the hosts"
+        reports = Hosts(record.target, {}).look_at_all()
+        rows = [report["row"] for report in reports if report["row"]]
+        record.row = rows[0] if rows else record.row
+        states = ", ".join(sorted({f"the job is {report['state']}" for report in reports}))
+        answers = f"{len(reports)} of {record.target.num_hosts} hosts answer"
+        record.state = f"{answers}, {states}" if states else answers
     say("\n".join([f"cloud    {state}" + (f": {reason}" if reason else ""), *_lines(record)]))
     return FINISHED
 

@@ -19,7 +19,9 @@ _MOST_SILENT = 20  # looks without an answer, after which a host counts as gone
 _MOST_WAITED = 20  # looks at hosts that still run when the first has ended
 _MOST_TRIES = 20  # of a question to the cloud: the network may be away for a while
 _GRACE = 4  # looks after a run that was interrupted: its machine may be about to go
+_MOST_ASKED = 5  # times whether a job that ran still runs
 _TAKEN = None
+_RUNNING, _SILENT = "running", "no answer"  # states of the record
 
 
 def up(
@@ -161,7 +163,13 @@ class _Up:
         if fresh or not self._record.active:
             self._record.begin_active(time.time())
         self._record.still_active(time.time())
-        report = None if fresh else self._hosts.look(self._record.log_offset)
+        ran = self._record.state in (_RUNNING, _SILENT)
+        report = None
+        for _ in range(0 if fresh else _MOST_ASKED if ran else 1):
+            report = report or self._hosts.look(self._record.log_offset)
+        if report is None and ran and not fresh:
+            # To set up hosts anew would end what runs there.
+            raise CloudError(self._name, "its hosts do not answer, and ran the job")
         if report is None or report["state"] == "none":
             return False
         if report["job"] != self._job.id:
@@ -175,7 +183,7 @@ class _Up:
     def _follow(self) -> int | None:
         """Until the job has ended: its code; _TAKEN: the slices are gone."""
         silent = 0
-        self._tell("running")
+        self._tell(_RUNNING)
         while True:
             if self._is_to_stop():
                 self._say("launch: ended by `launch stop`")
@@ -188,7 +196,7 @@ class _Up:
             report = self._hosts.look(self._record.log_offset)
             silent = 0 if report else silent + 1
             if silent >= _MOST_SILENT:
-                self._tell("no answer")
+                self._tell(_SILENT)
                 self._say(f"launch: no answer from the first host {silent} times in a row")
                 return _TAKEN
             if report:
