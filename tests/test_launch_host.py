@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from launch_fixtures import Cloud, git
 
-from gpt_jax.launch import commands, host, shipment
+from gpt_jax.launch import commands, host, shipment, tpu
 from gpt_jax.launch.job import Job, JobRun
 
 # Does what the name of its run says; saves a step and prints its environment's TOKEN before.
@@ -23,7 +23,10 @@ name, code = workdir.name, 0
 (workdir / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)
 (workdir / "metrics.jsonl").write_text('{"step": 4, "train/loss": 2.5}\\n')
 print(name, os.environ.get("TOKEN"), flush=True)
-if name.startswith("wait"):
+if name == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+if name == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     time.sleep(60)
 if name.startswith("halt"):
@@ -123,12 +126,36 @@ def test_a_job_whose_process_was_killed_has_failed(folder):
     write_job(folder, "wait")
     host.start(folder)
     wait_for(lambda: host.status(folder, 0)["log"])
-    os.kill(json.loads((folder / "runner.json").read_text())["pid"], signal.SIGKILL)
+    pid = json.loads((folder / "runner.json").read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
     wait_for(lambda: host.status(folder, None)["state"] == "ended")
     assert host.status(folder, None)["code"] == 1
+    os.killpg(pid, 0)  # the run itself is left, and would be in the way of another
     host.main(["restart", str(folder)])
     assert host.status(folder, None)["state"] == "running"
+    wait_for(lambda: not is_alive(pid))
     host.stop(folder)
+
+
+def is_alive(group: int) -> bool:
+    """Whether a process of the group is left that is not about to be buried."""
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rsplit(")", 1)[1].split()[:3]
+        except OSError:
+            continue
+        if int(its_group) == group and state != "Z":
+            return True
+    return False
+
+
+def test_a_run_that_does_not_save_in_time_is_killed(folder):
+    write_job(folder, "deaf")
+    host.start(folder)
+    wait_for(lambda: host.status(folder, 0)["log"])
+    pid = json.loads((folder / "runner.json").read_text())["pid"]
+    host.stop(folder, seconds=0.3)
+    assert not is_alive(pid) and host.status(folder, None)["state"] != "running"
 
 
 @pytest.fixture
@@ -266,6 +293,7 @@ def test_from_the_laptop_to_a_trained_run(cloud, tmp_path, monkeypatch, corpus):
     monkeypatch.setattr(commands, "_PACKAGE", ROOT)
     monkeypatch.setattr(commands, "pack", shipment.pack)
     monkeypatch.setattr(commands, "MOUNTS", str(tmp_path / "mnt"))
+    monkeypatch.setattr(tpu, "_wait", time.sleep)
     code, printed = cloud.up(
         f"--config={ROOT}/configs/gpt.py:size=100k,debug", "--topology=v5e-4", "--spot",
         "--allow_dirty", "--secret=HF_TOKEN", f"--config.data.path={corpus}", "--poll=0.5",

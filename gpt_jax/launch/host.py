@@ -17,26 +17,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt_jax.launch.job import Job, read_job
+from gpt_jax.launch.run_folder import halted_at, newest_step, read_receipt
 from gpt_jax.launch.standing import last_line
-from gpt_jax.launch.supervisor import (
-    FAILED,
-    FINISHED,
-    INTERRUPTED,
-    USER_MISTAKE,
-    halted_at,
-    newest_step,
-    read_receipt,
-    run_once,
-)
+from gpt_jax.launch.supervisor import FAILED, FINISHED, INTERRUPTED, USER_MISTAKE
 from gpt_jax.train.interrupts import Interrupts
 
 MARK = "gpt-jax-host: "  # what `status` prints begins with it
-_TO_SAVE = 90.0  # seconds that a run has from the signal on
-_TO_STOP = 120.0  # seconds until the process that started it is killed
+_TO_STOP = 120.0  # seconds that a run has to save
+_TICK = 0.1
 _MOST_LOG = 200_000  # bytes of the log in one status
 
 
@@ -57,10 +49,8 @@ def run(folder: pathlib.Path) -> tuple[int, bool]:
             if job.sweep and halted_at(read_receipt(workdir)):
                 print(f"{one.name}: diverged before; remove its folder to try again", flush=True)
                 continue
-            command = [sys.executable, "-m", "gpt_jax", "train", *one.arguments]
-            environment = {**os.environ, **_secrets(folder)}
             before = read_receipt(workdir)
-            code = run_once(command, interrupts, env=environment, patience=_TO_SAVE)
+            code = _train(one.arguments, _secrets(folder), interrupts)
             after = read_receipt(workdir)
             if interrupts.requested or code == INTERRUPTED:
                 codes.append(INTERRUPTED if code in (FINISHED, INTERRUPTED) else FAILED)
@@ -73,6 +63,19 @@ def run(folder: pathlib.Path) -> tuple[int, bool]:
     halted = halted and code == FAILED
     _write(folder / "ended.json", {"code": code, "halted": halted})
     return code, halted
+
+
+def _train(arguments: Sequence[str], secrets: Mapping[str, str], interrupts: Interrupts) -> int:
+    """Runs `gpt-jax train`, which is asked to save when we are asked to end; its exit code."""
+    command = [sys.executable, "-m", "gpt_jax", "train", *arguments]
+    process = subprocess.Popen(command, env={**os.environ, **secrets})
+    told = False
+    while process.poll() is None:
+        if interrupts.requested and not told:
+            process.send_signal(signal.SIGTERM)
+            told = True
+        time.sleep(_TICK)
+    return process.returncode
 
 
 def _worst(codes: Sequence[int]) -> int:
@@ -134,16 +137,22 @@ def status(folder: pathlib.Path, offset: int | None) -> dict[str, Any]:
 
 
 def stop(folder: pathlib.Path, seconds: float = _TO_STOP) -> None:
-    """Asks the job to save and end, and waits for it."""
-    if not _is_running(folder):
+    """Asks the job to save and end, waits for it, and kills what is left of it."""
+    runner = folder / "runner.json"
+    if not runner.exists():
         return
-    pid = json.loads((folder / "runner.json").read_text())["pid"]
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        deadline = time.monotonic() + seconds
-        while _is_running(folder) and time.monotonic() < deadline:
-            time.sleep(0.1)
+    pid = json.loads(runner.read_text())["pid"]
+    if _is_running(folder):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while _is_running(folder) and time.monotonic() < deadline:
+        time.sleep(_TICK)
+    # The process and the run that it started, also where only one of them is left.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    while _is_running(folder):
+        time.sleep(_TICK)
+    runner.unlink()
 
 
 def _is_running(folder: pathlib.Path) -> bool:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpt_jax.train.interrupts import Interrupts
@@ -44,17 +44,17 @@ def supervise(
     in_vain, wait = 0, _FIRST_WAIT
     with Interrupts() as interrupts:
         while True:
-            before, receipt = newest_step(workdir), read_receipt(workdir)
-            code = run_once(command, interrupts)
+            before, receipt = _newest_step(workdir), _receipt(workdir)
+            code = _run(command, interrupts)
             if code in (FINISHED, USER_MISTAKE, INTERRUPTED):
                 return code
-            after = newest_step(workdir)
+            after = _newest_step(workdir)
             how = _in_words(code)
             if interrupts.requested:
                 say(f"supervisor: {interrupts.requested}; the run ended with {how}")
                 return FAILED
-            new = read_receipt(workdir)
-            if step := halted_at(new) if new != receipt else None:
+            new = _receipt(workdir)
+            if step := _halted_at(new) if new != receipt else None:
                 say(
                     f"supervisor: the run halted at step {step}: not finite, or a spike; a new "
                     'start would halt there again; train.on_nonfinite "skip" or "rewind" goes on'
@@ -77,36 +77,18 @@ def supervise(
                 return INTERRUPTED if after >= 0 else FAILED
 
 
-def run_once(
-    command: Sequence[str],
-    interrupts: Interrupts,
-    *,
-    env: Mapping[str, str] | None = None,
-    patience: float | None = None,
-) -> int:
-    """Runs a command to its end; a signal is handed on to it.
-
-    Args:
-      command: What to run.
-      interrupts: Tells of signals.
-      env: Its environment; None: ours.
-      patience: Seconds from the signal until it is killed; None: it is waited for.
-
-    Returns:
-      Its exit code: that of subprocess, so minus the signal if one ended it.
-    """
+def _run(command: Sequence[str], interrupts: Interrupts) -> int:
+    """Its exit code: that of subprocess, so minus the signal if one ended it."""
     # Ctrl-C in a terminal is for the supervisor, which passes it on.
     process = subprocess.Popen(
-        command, env=env, start_new_session=True, preexec_fn=_end_with_parent(os.getpid())
+        command, start_new_session=True, preexec_fn=_end_with_parent(os.getpid())
     )
-    told = None
+    told = False
     try:
         while process.poll() is None:
-            if interrupts.requested and told is None:
+            if interrupts.requested and not told:
                 process.send_signal(signal.SIGTERM)
-                told = time.monotonic()
-            if told is not None and patience is not None and time.monotonic() > told + patience:
-                process.kill()
+                told = True
             time.sleep(_TICK)
     finally:
         if process.poll() is None:
@@ -136,20 +118,19 @@ def _sleep(seconds: float, interrupts: Interrupts, sleep: Callable[[float], None
         seconds -= 1.0
 
 
-def newest_step(workdir: pathlib.Path) -> int:
+def _newest_step(workdir: pathlib.Path) -> int:
     """The newest checkpoint; -1: there is none."""
     folder = workdir / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return max((int(name) for name in names if name.isdigit()), default=-1)
 
 
-def read_receipt(workdir: pathlib.Path) -> dict[str, Any]:
-    """The receipt of a run; empty: it has none yet."""
+def _receipt(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / "receipt.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def halted_at(receipt: dict[str, Any]) -> int | None:
+def _halted_at(receipt: dict[str, Any]) -> int | None:
     """The step that the last session halted for."""
     return (receipt.get("sessions") or [{}])[-1].get("first_nonfinite")
 
