@@ -8,7 +8,7 @@ import tarfile
 import pytest
 from launch_fixtures import Cloud, commit, git
 
-from gpt_jax.launch import commands, record, shipment, tpu
+from gpt_jax.launch import commands, gcloud, record, shipment, tpu
 from gpt_jax.launch.gcloud import remote
 from gpt_jax.launch.target import Target, mounted
 
@@ -263,6 +263,15 @@ def test_a_network_that_is_away_ends_nothing(cloud, monkeypatch):
     assert "delete" not in [call["verb"] for call in cloud.calls()[calls:]]
 
 
+def test_a_deletion_that_is_broken_off_is_told(cloud, monkeypatch):
+    def interrupted(queue):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gcloud.Queue, "deleted", interrupted)
+    code, printed = cloud.up()
+    assert code == 0 and "NOT deleted, it may go on to cost" in printed
+
+
 def interrupt(monkeypatch, at: int):
     """Ctrl-C in the at-th wait."""
     waits = iter(range(1, 1000))
@@ -299,6 +308,7 @@ def test_a_job_that_ran_is_not_set_up_anew_because_hosts_are_silent(cloud, monke
     cloud.script(status=[lost])
     code, printed = cloud.up()
     assert code == 1 and "do not answer" in printed
+    assert cloud.up("--config.seed=5")[0] == 1  # another job neither
     assert {call["verb"] for call in cloud.calls()[calls:]} == {"describe", "status"}
     cloud.script(status=[lost, lost, {**RUNNING, "job": job}, {"job": job}])
     assert cloud.up()[0] == 0
@@ -325,7 +335,7 @@ def test_a_run_is_stopped_at_its_most_cost(cloud):
     cloud.script(status=[RUNNING])
     code, printed = cloud.up("--price=1e9", "--max_cost=1")
     assert code == 75 and "--max_cost is 1" in printed
-    assert cloud.verbs()[-2:] == ["stop", "delete"]
+    assert cloud.verbs()[-3:] == ["stop", "status", "delete"]
 
 
 def test_stop_lets_it_save_deletes_and_may_be_repeated(cloud, monkeypatch):

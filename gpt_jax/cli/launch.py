@@ -17,7 +17,7 @@ _UP = {
     "config": ("FILE[:args]", None, "a config file of the repository"),
     "workdir": ("gs://...", None, "the run, or the folder of the sweep's runs"),
     "target": ("KIND", "tpu", "tpu (TPU VMs), gke or slurm (files for them are written)"),
-    "topology": ("SLICE", "v5e-16", "v4-8, v5e-16, v5p-128, v6e-64 ..."),
+    "topology": ("SLICE", "", "v4-8, v5e-16, v5p-128, v6e-64 ..."),
     "slices": ("N", 1, "joined by the data-centre network"),
     "zone": ("ZONE", "", "of the slices"),
     "project": ("ID", "", "of Google Cloud"),

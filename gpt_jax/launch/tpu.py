@@ -10,7 +10,7 @@ from typing import Any
 from gpt_jax.launch.gcloud import ABSENT, ACTIVE, CloudError, Queue, run
 from gpt_jax.launch.hosts import Hosts
 from gpt_jax.launch.job import Job
-from gpt_jax.launch.record import Record, held, log_path
+from gpt_jax.launch.record import Record, held, load, log_path
 from gpt_jax.launch.supervisor import FAILED, FINISHED, INTERRUPTED, USER_MISTAKE
 
 _MOST_CRASHES = 3  # starts in a row that come no further
@@ -163,13 +163,14 @@ class _Up:
         if fresh or not self._record.active:
             self._record.begin_active(time.time())
         self._record.still_active(time.time())
-        ran = self._record.state in (_RUNNING, _SILENT)
+        before = load(self._folder, self._name)
+        ran = before is not None and before.state in (_RUNNING, _SILENT)
         report = None
         for _ in range(0 if fresh else _MOST_ASKED if ran else 1):
             report = report or self._hosts.look(self._record.log_offset)
         if report is None and ran and not fresh:
             # To set up hosts anew would end what runs there.
-            raise CloudError(self._name, "its hosts do not answer, and ran the job")
+            raise CloudError(self._name, "its hosts do not answer, and ran a job")
         if report is None or report["state"] == "none":
             return False
         if report["job"] != self._job.id:
@@ -206,6 +207,8 @@ class _Up:
             self._save()
             if self._is_over_budget():
                 self._hosts.ask_to_stop()
+                if report := self._hosts.look(self._record.log_offset):
+                    self._show(report)
                 return INTERRUPTED
             _wait(self._poll)
 
@@ -277,8 +280,9 @@ class _Up:
             return
         try:
             give_back(self._queue, self._poll)
-        except CloudError as error:
-            self._say(f"launch: NOT deleted, it may go on to cost: {error}")
+        except (CloudError, KeyboardInterrupt) as error:
+            why = str(error) or "interrupted"
+            self._say(f"launch: NOT deleted, it may go on to cost: {why}")
             self._tell("NOT deleted")
             return
         self._say("launch: deleted")
