@@ -51,15 +51,27 @@ def main(argv: list[str] | None = None) -> None:
     command.add_arguments(command_parser)
     try:
         sys.exit(command.run(*_parse(command_parser, argv[1:])))
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except FloatingPointError as error:
-        sys.exit(f"error: {error}")
-    except (ValueError, OSError) as error:
-        if not _is_users(error) or os.environ.get("GPT_JAX_TRACEBACK"):
+    except (Exception, KeyboardInterrupt) as error:
+        code = tell(error)
+        if code is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(_USER_MISTAKE)
+        sys.exit(code)
+
+
+def tell(error: BaseException) -> int | None:
+    """Says in a line what ended a command: the exit code; None: a bug, to be shown whole."""
+    if isinstance(error, KeyboardInterrupt):
+        told, code = "interrupted", 1
+    elif isinstance(error, FloatingPointError):
+        told, code = f"error: {error}", 1
+    elif isinstance(error, ValueError | OSError) and _is_users(error):
+        if os.environ.get("GPT_JAX_TRACEBACK"):
+            return None
+        told, code = f"error: {' '.join(str(error).split())}", _USER_MISTAKE
+    else:
+        return None
+    print(told, file=sys.stderr)
+    return code
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list]:

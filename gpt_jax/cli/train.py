@@ -3,6 +3,9 @@
   gpt-jax train --config=configs/gpt.py:size=1m --config.data.path=FOLDER_OF_TEXTS
 
 Any value of the config is changed by --config.SECTION.NAME=VALUE; `gpt-jax config` prints them.
+
+On several hosts each runs the same command, with --distributed=auto where the cluster says who is
+there, or with --coordinator, --num_processes and its own --process_id (docs/multihost.md).
 """
 
 import argparse
@@ -11,13 +14,18 @@ import os
 import pathlib
 import sys
 
+from gpt_jax.cli import processes as _processes
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:args]", help="a config file")
     parser.add_argument("--workdir", help="the run directory (default: runs/<name of the config>)")
     parser.add_argument(
-        "--supervise", action="store_true", help="start it again when it crashes, until it is done"
-    )
+        "--supervise", action="store_true",
+        help="start it again when it crashes, until it is done; with --num_processes alone it "
+        "starts all of them here",
+    )  # fmt: skip
+    _processes.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -34,13 +42,15 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if "://" in (arguments.workdir or ""):
         raise ValueError(f"--workdir: {arguments.workdir!r} is not a folder of this machine")
     workdir = pathlib.Path(arguments.workdir or _default_workdir(arguments.config)).absolute()
+    processes = _processes.given(arguments)
     if arguments.supervise:
         from gpt_jax.launch.supervisor import supervise
 
         words = [f"--config={arguments.config}", f"--workdir={workdir}"]
         words += [f"--config.{override}" for override in overrides]
         command = [sys.executable, "-m", "gpt_jax", "train", *words]
-        return supervise(command, workdir, say=functools.partial(print, flush=True))
+        say = functools.partial(print, flush=True)
+        return supervise(command, workdir, processes=processes, say=say)
     values, _ = load_config(arguments.config, overrides)
     values = inherit_model(values, workdir)
     for name in ("path", "validation_path"):  # a run is read from other folders too
@@ -54,16 +64,21 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             if name in CORPORA:
                 corpus_folder(name, cache_dir())  # whether it is fetched
 
+    processes.check_complete()
+
     # JAX starts here: what can be known without it has been refused by now.
     from gpt_jax.parallel.startup import start
     from gpt_jax.train.loop import fit
     from gpt_jax.train.setup import set_up
 
-    print(f"run:   {workdir}\ncache: {cache_dir()} (GPT_JAX_CACHE moves it)", flush=True)
     start()
-    training = set_up(config, workdir, cache_dir(), phases=phases)
-    print(training.summary(), flush=True)
-    return fit(training)
+    with _processes.one_of(processes) as is_first:
+        if is_first:
+            print(f"run:   {workdir}\ncache: {cache_dir()} (GPT_JAX_CACHE moves it)", flush=True)
+        training = set_up(config, workdir, cache_dir(), phases=phases)
+        if is_first:
+            print(training.summary(), flush=True)
+        return fit(training)
 
 
 def _default_workdir(spec: str) -> str:

@@ -29,7 +29,7 @@ class Evaluations:
       mesh: Where it runs.
       teacher: For objectives that compare with one.
       cache_dir: Where the tasks' data is.
-      samples_path: The run's samples.jsonl.
+      samples_path: The run's samples.jsonl; None: another process writes it.
       resume_step: The step the run goes on from; None: it begins.
     """
 
@@ -42,7 +42,7 @@ class Evaluations:
         mesh: Mesh,
         teacher: tuple[Transformer, Tree] | None,
         cache_dir: epath.PathLike,
-        samples_path: epath.PathLike,
+        samples_path: epath.PathLike | None,
         resume_step: int | None,
     ):
         self._config, self._model, self._data = config, model, data

@@ -7,7 +7,7 @@ from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.decode.text import Generator
 from gpt_jax.models.transformer import Transformer
 from gpt_jax.runs.config import RunConfig
-from gpt_jax.runs.metrics import MetricsLog
+from gpt_jax.runs.metrics import MetricsLog, NoLog
 from gpt_jax.types import Tree
 
 # Somewhat below 1: what a small model says at 1 is noisier than what it knows.
@@ -18,7 +18,7 @@ class Samples:
     """Continues the config's prompts, always with the same seed.
 
     Args:
-      path: The samples.jsonl; on resuming, later rows are cut off.
+      path: The samples.jsonl; on resuming, later rows are cut off. None: another process writes it.
       resume_step: The step the run goes on from; None: the file starts anew.
       model: The model.
       tokenizer: Its tokenizer.
@@ -27,13 +27,13 @@ class Samples:
 
     def __init__(
         self,
-        path: epath.PathLike,
+        path: epath.PathLike | None,
         resume_step: int | None,
         model: Transformer,
         tokenizer: Tokenizer,
         config: RunConfig,
     ):
-        self._rows = MetricsLog(path, resume_step)
+        self._rows = NoLog() if path is None else MetricsLog(path, resume_step)
         self._model, self._tokenizer = model, tokenizer
         self._prompts = config.train.sample_prompts
         self._sampling = SamplingParams(

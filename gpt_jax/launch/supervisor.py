@@ -1,39 +1,44 @@
 """Starts a training command again when it crashes, and knows when that is of no use."""
 
-import ctypes
 import json
-import os
 import pathlib
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gpt_jax.launch.group import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    USER_MISTAKE,
+    commands,
+    in_words,
+    run_together,
+)
+from gpt_jax.parallel.processes import ALONE, Processes
 from gpt_jax.train.interrupts import Interrupts
 
-FINISHED, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 75
 _MOST_IN_VAIN = 3  # starts in a row that end with the same newest checkpoint
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds
-_TICK = 0.1
-_PR_SET_PDEATHSIG = 1
 
 
 def supervise(
     command: Sequence[str],
     workdir: pathlib.Path,
     *,
+    processes: Processes = ALONE,
     say: Callable[[str], None] = print,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Runs a command until it has finished, was interrupted, or cannot get on.
 
-    A signal is handed on to the command, which saves and ends; then nothing is started again.
+    A signal is handed on to the command, which saves and ends; then nothing is started again. Of
+    several processes those that belong here are started and watched: all, or one on each host.
 
     Args:
       command: Trains in `workdir`, and continues there.
       workdir: The run directory, from which it is told how far the run is.
+      processes: Which the command is to be, as options say it.
       say: Takes the lines for people.
       sleep: Waits so many seconds.
 
@@ -45,11 +50,12 @@ def supervise(
     with Interrupts() as interrupts:
         while True:
             before, receipt = _newest_step(workdir), _receipt(workdir)
-            code = _run(command, interrupts)
+            started = commands(command, processes)
+            code = run_together(started, interrupts, workdir, say)
             if code in (FINISHED, USER_MISTAKE, INTERRUPTED):
                 return code
             after = _newest_step(workdir)
-            how = _in_words(code)
+            how = in_words(code)
             if interrupts.requested:
                 say(f"supervisor: {interrupts.requested}; the run ended with {how}")
                 return FAILED
@@ -77,40 +83,6 @@ def supervise(
                 return INTERRUPTED if after >= 0 else FAILED
 
 
-def _run(command: Sequence[str], interrupts: Interrupts) -> int:
-    """Its exit code: that of subprocess, so minus the signal if one ended it."""
-    # Ctrl-C in a terminal is for the supervisor, which passes it on.
-    process = subprocess.Popen(
-        command, start_new_session=True, preexec_fn=_end_with_parent(os.getpid())
-    )
-    told = False
-    try:
-        while process.poll() is None:
-            if interrupts.requested and not told:
-                process.send_signal(signal.SIGTERM)
-                told = True
-            time.sleep(_TICK)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    return process.returncode
-
-
-def _end_with_parent(parent: int) -> Callable[[], None]:
-    """What the child does before it begins: it saves and ends when its supervisor is killed."""
-    if not sys.platform.startswith("linux"):
-        return lambda: None
-    libc = ctypes.CDLL(None)
-
-    def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(INTERRUPTED)
-
-    return prepare
-
-
 def _sleep(seconds: float, interrupts: Interrupts, sleep: Callable[[float], None]) -> None:
     """Waits, in parts: a signal ends it."""
     while seconds > 0 and not interrupts.requested:
@@ -133,10 +105,3 @@ def _receipt(workdir: pathlib.Path) -> dict[str, Any]:
 def _halted_at(receipt: dict[str, Any]) -> int | None:
     """The step that the last session halted for."""
     return (receipt.get("sessions") or [{}])[-1].get("first_nonfinite")
-
-
-def _in_words(code: int) -> str:
-    if code < 0:
-        return signal.Signals(-code).name
-    hung = " (train.stall_timeout: it hung)" if code == 70 else ""
-    return f"exit code {code}{hung}"

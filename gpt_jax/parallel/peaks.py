@@ -114,16 +114,20 @@ class Roof:
         return dataclasses.asdict(self)
 
 
-def roof_of(mesh: Mesh, dtype: str, cache_dir: epath.PathLike) -> Roof:
+NO_ROOF = Roof(None, None, "not looked at")
+
+
+def roof_of(mesh: Mesh, dtype: str, cache_dir: epath.PathLike, num_hosts: int = 1) -> Roof:
     """The roof of a mesh for products in a compute dtype.
 
     On CPU a product is timed (`measured`), so nothing else should be computing; there the devices
-    of a process share the machine, and the number of them does not count.
+    of a machine share it, and the number of them does not count.
 
     Args:
       mesh: The devices.
       dtype: "bfloat16" or "float32".
       cache_dir: Where the best that was measured is kept.
+      num_hosts: Machines that the devices are on: on CPU each counts as this one.
     """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
@@ -131,7 +135,7 @@ def roof_of(mesh: Mesh, dtype: str, cache_dir: epath.PathLike) -> Roof:
         best = _best_kept(epath.Path(cache_dir) / "roof.json", _machine(dtype), flops)
         earlier = "" if best == flops else ", in an earlier process"
         return Roof(
-            best * len({d.process_index for d in mesh.devices.flat}),
+            best * num_hosts,
             None,
             f"measured: a product of {size} x {size} in {dtype} that emits float32{earlier}",
         )

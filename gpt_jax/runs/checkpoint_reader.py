@@ -11,6 +11,7 @@ from etils import epath
 from flax import traverse_util
 
 from gpt_jax import trees
+from gpt_jax.parallel.distributed import peers
 from gpt_jax.runs import canonical, quarantine
 from gpt_jax.runs.leaf_digests import leaf_digests
 from gpt_jax.runs.manifest import (
@@ -155,7 +156,8 @@ class CheckpointReader:
         with self._reading(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             arrays = join_items(restored[PARAMS], restored[REST] if rest else {})
-            digests = jax.device_get(leaf_digests(arrays))
+            jax.block_until_ready(arrays)
+        digests = jax.device_get(leaf_digests(arrays))
         for name, words in digests.items():
             check_digest(name, words, manifest, f"checkpoint {step}")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
@@ -165,14 +167,22 @@ class CheckpointReader:
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Turns what the files are to blame for into a DamagedError."""
+        """Turns what the files are to blame for into a DamagedError: in all processes.
+
+        Each reads its own part of the files, and all must use the same step.
+        """
+        damage = None
         try:
             yield
         except Exception as error:
             if not is_damage(error):
                 raise
+            damage = error
+        told = peers().exchange(f"after reading checkpoint {step}", damage and reason(damage))
+        found = next((text for text in told if text is not None), None)
+        if found is not None:
             where = self.directory / str(step)
-            raise DamagedError(f"checkpoint {step}: {where} is damaged: {reason(error)}") from error
+            raise DamagedError(f"checkpoint {step}: {where} is damaged: {found}") from damage
 
 
 def split_items(arrays: dict) -> tuple[Tree, Tree]:

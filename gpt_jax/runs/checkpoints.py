@@ -11,6 +11,7 @@ from etils import epath
 
 from gpt_jax import trees
 from gpt_jax.data import hashing
+from gpt_jax.parallel.distributed import peers
 from gpt_jax.runs import canonical, quarantine
 from gpt_jax.runs.checkpoint_reader import MANIFEST, CheckpointReader, split_items
 from gpt_jax.runs.leaf_digests import leaf_digests, thrifty_leaf_digests
@@ -127,10 +128,13 @@ class Checkpoints(CheckpointReader):
             items[REST] = ocp.args.StandardSave(rest)
         self._saving, self._failure = step, None
         self._bytes = sum(array.nbytes for array in arrays.values())
+        failure = None
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
-            self._failed(error)
+            failure = error
+        if failure := self._failure_of_any(failure):
+            self._failed(failure)
 
     def settle(self) -> bool:
         """Returns when the save under way is complete: whether it, or else the last one, was.
@@ -140,15 +144,26 @@ class Checkpoints(CheckpointReader):
         """
         step = self._saving
         if step is not None:
+            failure = None
             try:
                 self._manager.wait_until_finished()
                 if not (self.directory / str(step)).exists():
                     raise FileNotFoundError(f"{self.directory / str(step)} was not made")
             except Exception as error:
-                self._failed(error)
+                failure = error
+            if failure := self._failure_of_any(failure):
+                self._failed(failure)
             else:
                 self._saving, self._failures = None, 0
         return self._failure is None
+
+    def _failure_of_any(self, failure: BaseException | None) -> BaseException | None:
+        """What failed here, or else in another process: a save is all processes' or none's."""
+        told = peers().exchange("after a save", failure and reason(failure))
+        for process, text in enumerate(told):
+            if failure is None and text is not None:
+                failure = SaveError(f"{text} ({peers().name(process)})")
+        return failure
 
     def wait(self) -> None:
         """Returns when the save under way is complete and no step is left that need not be kept.
@@ -246,8 +261,9 @@ def save_params(directory: epath.PathLike, params: Tree, metadata: dict[str, Any
       params: Parameters; None where they are not part of it.
       metadata: JSON values.
     """
-    if epath.Path(directory).exists():
+    if peers().is_first and epath.Path(directory).exists():
         epath.Path(directory).rmtree()
+    peers().arrive("before saving frozen parameters")
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     checkpoints = Checkpoints(directory, keep=1, in_flight=max(largest, _IN_FLIGHT))
     try:

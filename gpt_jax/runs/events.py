@@ -7,7 +7,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-FILE = "events.jsonl"
+FILE = "events.jsonl"  # of process 0; see file_of
+
+
+def file_of(process: int) -> str:
+    """The name of a process's file."""
+    return f"events-{process}.jsonl" if process else FILE
+
+
 # docs/reliability.md tells what belongs to each. At any moment a run is in one of the first seven;
 # "lost" is found by goodput.py.
 PHASES = (

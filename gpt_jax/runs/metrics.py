@@ -61,6 +61,17 @@ class MetricsLog:
         self._file.close()
 
 
+class NoLog:
+    """In the place of a log where another process writes it."""
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        del step, values
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _jsonable(value: Any) -> Any:
     if isinstance(value, bool | int | str):
         return value

@@ -6,9 +6,9 @@ import shutil
 import warnings
 from collections.abc import Collection
 
-import jax
 from etils import epath
-from jax.experimental import multihost_utils
+
+from gpt_jax.parallel.distributed import peers
 
 _UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 _DAMAGED = re.compile(r"\d+\.damaged(\.\d+)?")
@@ -23,9 +23,9 @@ def move_aside(folder: epath.Path, step: int) -> epath.Path:
     taken = damaged(folder)
     names = [f"{step}.damaged", *(f"{step}.damaged.{i}" for i in range(2, len(taken) + 3))]
     moved = folder / next(name for name in names if name not in taken)
-    if jax.process_index() == 0 and (folder / str(step)).exists():
+    if peers().is_first and (folder / str(step)).exists():
         (folder / str(step)).rename(moved)
-    _together("gpt_jax: moved a damaged checkpoint")
+    peers().arrive("after moving a damaged checkpoint")
     return moved
 
 
@@ -36,10 +36,10 @@ def damaged(folder: epath.PathLike) -> list[str]:
 
 def sweep(folder: epath.Path) -> None:
     """Removes what unfinished saves left: it holds space, and is of no use."""
-    if jax.process_index() == 0:
+    if peers().is_first:
         for name in _matching(folder, _UNFINISHED):
             shutil.rmtree(os.fspath(folder / name), ignore_errors=True)
-    _together("gpt_jax: swept up unfinished checkpoints")
+    peers().arrive("after sweeping up unfinished checkpoints")
 
 
 def refuse_unwritable(folder: epath.PathLike) -> None:
@@ -86,8 +86,3 @@ def warn(message: str) -> None:
 def _matching(folder: epath.Path, pattern: re.Pattern) -> list[str]:
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return sorted(name for name in names if pattern.fullmatch(name))
-
-
-def _together(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)

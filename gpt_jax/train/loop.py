@@ -10,25 +10,27 @@ import jax
 from gpt_jax.data.pipeline import train_batches
 from gpt_jax.evals.during_training import Evaluations
 from gpt_jax.parallel import sharding
-from gpt_jax.parallel.peaks import Roof, roof_of
+from gpt_jax.parallel.distributed import peers
+from gpt_jax.parallel.peaks import NO_ROOF, Roof, roof_of
 from gpt_jax.reports.loss_curve import draw_loss_curve
 from gpt_jax.runs import best, events, metrics
 from gpt_jax.runs import run as layout
 from gpt_jax.runs.goodput import goodput, in_words
 from gpt_jax.runs.receipt import add_to_session
-from gpt_jax.train.interrupts import Interrupts
+from gpt_jax.train.interrupts import Interrupts, SharedInterrupts
 from gpt_jax.train.policies import NonFiniteError, Rewinds, nonfinite_error, steps_of
 from gpt_jax.train.profiling import Profiler
 from gpt_jax.train.progress import Progress
 from gpt_jax.train.setup import Training
 from gpt_jax.train.speed import Stopwatch, speed_row
+from gpt_jax.train.stragglers import Stragglers
 from gpt_jax.train.watchdog import Watchdog
 
 FINISHED, INTERRUPTED = 0, 75
 
 
 def fit(training: Training) -> int:
-    """Trains to the end, or until a signal asks to stop.
+    """Trains to the end, or until a signal asks to stop: one to any of the processes.
 
     Returns:
       FINISHED, or INTERRUPTED after a checkpoint of the step that was reached.
@@ -36,22 +38,25 @@ def fit(training: Training) -> int:
     Raises:
       NonFiniteError: Names the step, the rows of its batch and the last good checkpoint.
     """
-    rewinds = Rewinds(training)
-    with contextlib.ExitStack() as closing, Interrupts() as interrupts:
+    rewinds, process = Rewinds(training), jax.process_index()
+    shared = SharedInterrupts(peers()) if peers().count > 1 else Interrupts()
+    with contextlib.ExitStack() as closing, shared as interrupts:
         closing.callback(training.lock.close)
         log = events.EventLog(
-            training.workdir / events.FILE, training.phases, training.start, jax.process_index()
+            training.workdir / events.file_of(process), training.phases, training.start, process
         )
         closing.callback(log.close)
         closing.enter_context(
             Watchdog(
                 training.phases, training.config.train.stall_timeout, training.workdir, log,
-                jax.process_index(),
+                process,
             )
         )  # fmt: skip
         closing.callback(_close, training)  # before the lock
+        stragglers = _stragglers(log)
+        peers().arrive("before the first step")
         while True:
-            loop = _Loop(training, log)
+            loop = _Loop(training, log, stragglers)
             try:
                 return loop.run(interrupts)
             except NonFiniteError as error:
@@ -59,8 +64,21 @@ def fit(training: Training) -> int:
             finally:
                 loop.close()
             with training.phases.during("restore"):
-                print(rewinds.go_back(nonfinite), flush=True)
+                told = rewinds.go_back(nonfinite)
+            peers().arrive("after going back")
+            if peers().is_first:
+                print(told, flush=True)
             log.event("rewind", start_step=training.start)
+
+
+def _stragglers(log: events.EventLog) -> Stragglers:
+    def tell(process: int, step: int, more: float) -> None:
+        who = peers().name(process)
+        log.event("straggler", straggler=process, step=step, seconds_more=round(more, 4))
+        print(f"step {step}: {who} is slow: {1000 * more:.0f} ms a step more than the others, "
+              "on the host", flush=True)  # fmt: skip
+
+    return Stragglers(peers(), tell)
 
 
 def _close(training: Training) -> None:
@@ -77,28 +95,24 @@ class _Pending:
 
 
 class _Loop:
-    def __init__(self, training: Training, log: events.EventLog):
+    def __init__(self, training: Training, log: events.EventLog, stragglers: Stragglers):
         self._training = t = training
+        self._stragglers, self._waiting = stragglers, stragglers.waiting
         self._phases, self._events = t.phases, log
         config = t.config.train
         self._eval_every = steps_of(t, "eval_every")
         self._save_every = steps_of(t, "checkpoint_every")
         resume = t.start if t.checkpoints.steps() else None
-        self._log = metrics.MetricsLog(t.workdir / layout.METRICS, resume)
-        self._sinks: list[Any] = [self._log]
-        if config.tensorboard:
-            self._sinks.append(metrics.TensorBoard(t.workdir / layout.EVENTS, resume))
-        if config.wandb:
-            values = t.config.to_dict()
-            self._sinks.append(metrics.WeightsAndBiases(config.wandb, t.identity, values))
+        self._sinks = _sinks(t, resume) if peers().is_first else [metrics.NoLog()]
+        self._log = self._sinks[0]
         teacher = (t.teacher, t.fixed.teacher) if t.teacher else None
         self._evaluations = Evaluations(
             t.config, t.model, t.objective, t.data, t.mesh, teacher, t.cache_dir,
-            t.workdir / layout.SAMPLES, resume,
+            t.workdir / layout.SAMPLES if peers().is_first else None, resume,
         )  # fmt: skip
         # With a best to be kept every evaluation is of the same rows, and a checkpoint follows it.
         self._by_metric = bool(config.keep_best or config.patience)
-        self._progress = Progress(t.start, t.total)
+        self._progress = Progress(t.start, t.total, quiet=not peers().is_first)
         self._pending: _Pending | None = None
         self._stopwatch = Stopwatch(t.start)
         self._timed = False  # whether the compilation is behind us
@@ -106,6 +120,8 @@ class _Loop:
         self._roof: Roof | None = None  # known after the first step
         self._before = t.phases.totals()  # at the last row
         self._profiler = Profiler(config.profile_steps(), t.start, t.workdir, self._progress.line)
+        self._step = t.start
+        peers().tell_where(lambda: f"phase {t.phases.now[0]!r} after step {self._step}")
 
     def run(self, interrupts: Interrupts) -> int:
         t = self._training
@@ -123,7 +139,7 @@ class _Loop:
                 self._evaluate(step)
             # Rows alone decide, so a run that is continued here stops here too.
             early = bool(config.patience) and (evaluated or not fresh) and self._is_enough()
-            stop = interrupts.requested  # read once: a signal that comes later waits a step
+            stop = interrupts.boundary()  # once: a signal that comes later waits a step
             due = step % self._save_every == 0 or step == t.total or stop or early
             if fresh and (due or (evaluated and self._by_metric)):
                 self._save(step)
@@ -135,9 +151,13 @@ class _Loop:
                 self._profiler.begin(t.state)
             if step == t.start:
                 self._phases.enter("compile")
-            t.state, values = t.step(t.state, arrays, t.fixed)
+            idle = t.state.step.is_ready()
+            with self._waiting():  # on CPU the call may return when the step is done
+                t.state, values = t.step(t.state, arrays, t.fixed)
             self._phases.enter("step")
             step += 1
+            self._step = step
+            self._stragglers.lap(step, idle)
             self._progress.step()
             self._profiler.step(step)
             if self._profiler.ends(step):
@@ -168,16 +188,21 @@ class _Loop:
 
     def _pause(self) -> None:
         """Stops the clock of the steps once those that were dispatched are done: they count."""
-        jax.block_until_ready(self._training.state)
+        with self._waiting():
+            jax.block_until_ready(self._training.state)
         self._stopwatch.pause()
 
     def _find_roof(self) -> None:
         """Learns what the devices can do: on CPU by a measurement, so nothing else may run."""
         t = self._training
         self._pause()
-        with self._phases.during("start"):
-            self._roof = roof_of(t.mesh, t.config.model.dtype, t.cache_dir)
-        add_to_session(t.workdir / layout.RECEIPT, {"peak": self._roof.to_dict()})
+        # Process 0 has the use of it; the others of its host wait in the next step meanwhile.
+        with self._phases.during("start"), self._waiting():
+            if peers().is_first:
+                self._roof = roof_of(t.mesh, t.config.model.dtype, t.cache_dir, peers().num_hosts)
+                add_to_session(t.workdir / layout.RECEIPT, {"peak": self._roof.to_dict()})
+            else:
+                self._roof = NO_ROOF
         self._stopwatch.resume()
 
     def _end_profile(self, arrays: Any) -> None:
@@ -192,7 +217,9 @@ class _Loop:
         if self._pending is None:
             return
         t, step = self._training, self._pending.step
-        values = {name: float(x) for name, x in jax.device_get(self._pending.values).items()}
+        with self._waiting():
+            values = jax.device_get(self._pending.values)
+        values = {name: float(x) for name, x in values.items()}
         self._pending = None
         first_nonfinite, skipped = int(values.pop("first_nonfinite")), int(values.pop("skipped"))
         # The optimizer counts the updates that were made.
@@ -224,7 +251,7 @@ class _Loop:
         self._pause()
         t = self._training
         whole = step == t.total and not self._by_metric
-        with self._phases.during("evaluate"):
+        with self._phases.during("evaluate"), self._waiting():
             row, lines = self._evaluations.run(step, t.params(), whole=whole)
         self._events.write(step)
         metric = t.config.train.metric
@@ -239,20 +266,26 @@ class _Loop:
     def _is_enough(self) -> bool:
         """Whether the metric has not become better for as long as the config's patience."""
         config = self._training.config.train
-        rows = metrics.read_rows(self._training.workdir / layout.METRICS)
         mode = best.metric_mode(config.metric, config.metric_mode)
-        return best.should_stop(rows, config.metric, mode, config.patience)
+
+        def is_enough() -> bool:
+            rows = metrics.read_rows(self._training.workdir / layout.METRICS)
+            return best.should_stop(rows, config.metric, mode, config.patience)
+
+        return peers().from_first("whether to stop early", is_enough)
 
     def _save(self, step: int) -> None:
         self._flush(step)
         self._pause()
         # Rows up to here are on disk before the checkpoint that would go on from here.
         self._log.sync()
+        with self._waiting():
+            peers().arrive(f"before saving step {step}")
         t = self._training
         first_nonfinite = int(t.state.flags["first_nonfinite"])
         if first_nonfinite >= 0:
             raise nonfinite_error(t, first_nonfinite)
-        with self._phases.during("save_wait"):
+        with self._phases.during("save_wait"), self._waiting():
             t.checkpoints.save(step, t.state, t.metadata, self._best_steps())
         self._events.write(step)
         self._stopwatch.resume()
@@ -262,9 +295,13 @@ class _Loop:
         config = t.config.train
         if not config.keep_best:
             return []
-        rows = metrics.read_rows(t.workdir / layout.METRICS)
         mode = best.metric_mode(config.metric, config.metric_mode)
-        return best.best_steps(rows, config.metric, mode, config.keep_best)
+
+        def best_steps() -> list[int]:
+            rows = metrics.read_rows(t.workdir / layout.METRICS)
+            return best.best_steps(rows, config.metric, mode, config.keep_best)
+
+        return peers().from_first("the best steps", best_steps)
 
     def _finish(self, step: int, signal_name: str | None) -> int:
         t = self._training
@@ -273,12 +310,14 @@ class _Loop:
             self._save(step)  # once more: a run should not end without its last step
         t.checkpoints.wait()
         self._phases.enter("step")  # the little that is left
-        rows = metrics.read_rows(t.workdir / layout.METRICS)
-        draw_loss_curve(rows, t.workdir / layout.LOSS_CURVE, title=t.workdir.name)
+        if peers().is_first:
+            rows = metrics.read_rows(t.workdir / layout.METRICS)
+            draw_loss_curve(rows, t.workdir / layout.LOSS_CURVE, title=t.workdir.name)
         if step == t.total or not signal_name:
             early = "" if step == t.total else f" of {t.total}: no better {t.config.train.metric}"
             self._events.write(step)
-            self._progress.line(f"time:  {in_words(goodput(t.workdir))}")
+            if peers().is_first:
+                self._progress.line(f"time:  {in_words(goodput(t.workdir))}")
             self._progress.line(f"finished {step} steps{early}: {t.workdir}")
             return FINISHED
         saved = f"saved step {step}" if t.checkpoints.steps() else "no step was taken yet"
@@ -293,3 +332,15 @@ class _Loop:
         with contextlib.ExitStack() as closing:  # whatever one of them raises, all are closed
             for part in (self._progress, self._evaluations, *self._sinks, self._profiler):
                 closing.callback(part.close)  # called from the last to the first
+
+
+def _sinks(training: Training, resume: int | None) -> list[Any]:
+    """What takes the rows: metrics.jsonl first."""
+    t, config = training, training.config.train
+    sinks: list[Any] = [metrics.MetricsLog(t.workdir / layout.METRICS, resume)]
+    if config.tensorboard:
+        sinks.append(metrics.TensorBoard(t.workdir / layout.EVENTS, resume))
+    if config.wandb:
+        values = t.config.to_dict()
+        sinks.append(metrics.WeightsAndBiases(config.wandb, t.identity, values))
+    return sinks

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from gpt_jax.optim.durations import Duration
+from gpt_jax.parallel.distributed import peers
 from gpt_jax.runs import run as layout
 from gpt_jax.runs.metrics import MetricsLog, read_rows
 from gpt_jax.runs.receipt import add_to_session, last_session
@@ -86,12 +87,13 @@ class Rewinds:
         if self._done[step] > _MOST_REWINDS:
             again = f"{error}; it went back to checkpoint {step} {_MOST_REWINDS} times"
             raise self._halted(NonFiniteError(again, error.step, error.index)) from error
-        first = self._first_index(step, int(state.index))
+        saved = int(state.index)
         t.checkpoints.discard_after(step)
         index = np.asarray(error.index + 1, state.index.dtype)
         t.state = state.replace(index=jax.device_put(index, state.index.sharding))
         t.start = step
-        self._record(step, error.step + 1, first, error.index)
+        if peers().is_first:
+            self._record(step, error.step + 1, self._first_index(step, saved), error.index)
         return (
             f"step {error.step + 1}: not finite, or a spike; back to step {step} and on with batch "
             f"{error.index + 1}"
@@ -134,8 +136,9 @@ class Rewinds:
         add_to_session(receipt, {"rewinds": [*before, rewind]})
 
     def _halted(self, error: NonFiniteError) -> NonFiniteError:
-        receipt = self._training.workdir / layout.RECEIPT
-        add_to_session(receipt, {"first_nonfinite": error.step + 1})
+        if peers().is_first:
+            receipt = self._training.workdir / layout.RECEIPT
+            add_to_session(receipt, {"first_nonfinite": error.step + 1})
         return error
 
 

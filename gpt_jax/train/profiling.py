@@ -25,7 +25,8 @@ class Profiler:
         self, steps: range | None, start: int, workdir: epath.Path, say: Callable[[str], None]
     ):
         self._steps = steps or range(0)
-        self._folder, self._say = workdir / PROFILE, say
+        process = jax.process_index()  # each of several has a table of its own
+        self._folder, self._say = workdir / (f"{PROFILE}-{process}" if process else PROFILE), say
         self._traced: list[int] = []
         self._tracing = False
         if steps and start + 1 >= steps.stop:

@@ -12,15 +12,17 @@ class Progress:
     Args:
       start: Steps done before.
       total: Steps of the run.
+      quiet: Show nothing: another process does.
     """
 
-    def __init__(self, start: int, total: int):
-        self._total = total
+    def __init__(self, start: int, total: int, quiet: bool = False):
+        self._total, self._quiet = total, quiet
         self._digits = len(str(total))
         # dynamic_ncols follows the window; disable=None: no bar when stderr is not a terminal.
         self._bar = tqdm(
-            total=total, initial=start, unit="step", disable=None, dynamic_ncols=True, leave=False
-        )
+            total=total, initial=start, unit="step", disable=quiet or None, dynamic_ncols=True,
+            leave=False,
+        )  # fmt: skip
         self._rated_step: int | None = None
         self._rated_time = 0.0
 
@@ -48,6 +50,8 @@ class Progress:
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""
+        if self._quiet:
+            return
         if self._bar.disable:
             print(text, flush=True)
         else:

@@ -19,14 +19,15 @@ from gpt_jax.optim.optimizers import learning_rate, make_optimizer
 from gpt_jax.optim.trainable import trainable_mask
 from gpt_jax.optim.width_scaling import WidthScaling
 from gpt_jax.parallel import sharding
+from gpt_jax.parallel.distributed import peers
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs import metrics
 from gpt_jax.runs import run as layout
-from gpt_jax.runs.checkpoints import Checkpoints, fingerprint, restore_params
+from gpt_jax.runs.checkpoints import Checkpoints, fingerprint
 from gpt_jax.runs.config import RunConfig
 from gpt_jax.runs.data import prepare_run
 from gpt_jax.runs.events import Phases
-from gpt_jax.runs.receipt import session, write_json, write_receipt
+from gpt_jax.runs.receipt import session
 from gpt_jax.runs.state import (
     Fixed,
     TrainState,
@@ -42,10 +43,12 @@ from gpt_jax.train.early_compile import compile_early, fixed_shapes, state_shape
 from gpt_jax.train.initial import first_params, load_teacher
 from gpt_jax.train.sharded_step import jit_step
 from gpt_jax.train.workdir import (
-    check_same_run,
-    check_workdir,
+    find_run,
     lock_workdir,
     prediction_facts,
+    restored,
+    restored_base,
+    write_files,
     write_run,
 )
 from gpt_jax.types import Tree
@@ -152,6 +155,7 @@ def set_up(
 ) -> Training:
     """Prepares the data, builds the model and the step, restores or initializes the state.
 
+    Of several processes all do so together; process 0 writes what is not in parts.
     Nothing is written to `workdir` before everything that can be checked has been checked.
 
     Args:
@@ -166,7 +170,8 @@ def set_up(
         the config.
     """
     workdir, phases = epath.Path(workdir), phases or Phases()
-    resuming = check_workdir(workdir, config)
+    peers().tell_where(lambda: f"phase {phases.now[0]!r}")
+    resuming = find_run(workdir, config)
     predicted = prediction_facts(workdir, config, resuming)
     if config.train.wandb:
         metrics.require_wandb(config.train.wandb)
@@ -174,7 +179,10 @@ def set_up(
     sharding.check_batch_size(config.train.batch_size, config.train.num_microbatches, mesh)
     kept = workdir / layout.TOKENIZER
     tokenizer = load_tokenizer(kept, config.data.eos_token) if resuming else None
-    data = prepare_run(config, cache_dir, tokenizer, workdir if resuming else None)
+    data = peers().host_first(
+        "after preparing the data",
+        lambda: prepare_run(config, cache_dir, tokenizer, workdir if resuming else None),
+    )
     _check_model(config, data, mesh)
     clock, total = _clock(config, data)
     model = Transformer(config.model, mesh.devices.flat[0].platform)
@@ -210,8 +218,9 @@ def set_up(
     }
     if first is None:
         with phases.during("restore"):
-            state, start = _restored(checkpoints, state_like, config, data, metadata["teacher"])
-            frozen = _restored_base(workdir, like, mask)
+            state, start = restored(checkpoints, state_like, config, data, metadata["teacher"])
+            frozen = restored_base(workdir, like, mask)
+            peers().arrive("after restoring")
     else:
         (state, frozen), start = first, 0
     if start > total:
@@ -220,13 +229,10 @@ def set_up(
             f"{str(workdir)!r} has done {start}"
         )
     fixed = Fixed(frozen, teacher[1] if teacher else None)
-    # A run that goes on longer than first planned is now this config's run.
-    write_json(workdir / layout.CONFIG, config.to_dict())
     flops = _flops_per_token(config, data, mask, teacher)
     facts = _facts(config, data, trees.num_elements(all_params(state, fixed)), flops, total)
-    receipt = write_receipt(
-        workdir / layout.RECEIPT, facts | predicted, session(mesh, start), anew=not resuming
-    )
+    # A run that goes on longer than first planned is now this config's run.
+    run_id = write_files(workdir, config, facts | predicted, session(mesh, start), not resuming)
     return Training(
         config=config,
         workdir=workdir,
@@ -247,7 +253,7 @@ def set_up(
         lower=lower,
         checkpoints=checkpoints,
         metadata=metadata,
-        identity=f"{workdir.name}-{receipt['id']}",
+        identity=f"{workdir.name}-{run_id}",
         lock=lock,
         phases=phases,
     )
@@ -319,28 +325,3 @@ def _first(config, model, init, where, mask, mesh, data) -> tuple[TrainState, Tr
     if not all_trained:
         frozen = trees.select(params, jax.tree.map(lambda trained: not trained, mask))
     return state.replace(params=trees.select(params, mask)), frozen
-
-
-def _restored(
-    checkpoints: Checkpoints,
-    like: TrainState,
-    config: RunConfig,
-    data: PreparedData,
-    teacher: str,
-) -> tuple[TrainState, int]:
-    state, manifest, step = checkpoints.newest_good(like)
-    check_same_run(manifest.get("config"), config, f"checkpoint {step} of {checkpoints.directory}")
-    data.check_fingerprints(manifest["data"])
-    if manifest.get("teacher", teacher) != teacher:
-        raise ValueError(
-            "objective.teacher: (or init.source, where it is the reference) holds other parameters "
-            "than those that the run began with"
-        )
-    return state, step
-
-
-def _restored_base(workdir: epath.Path, like: Tree, mask: Tree) -> Tree | None:
-    if all(jax.tree.leaves(mask)):
-        return None
-    frozen = trees.select(like, jax.tree.map(lambda trained: not trained, mask))
-    return restore_params(workdir / layout.BASE, frozen)[0]

@@ -2,18 +2,24 @@
 
 import fcntl
 import json
+import os
+import time
 from typing import IO, Any
 
+import jax
 from etils import epath
 
+from gpt_jax import trees
 from gpt_jax.data.chat_template import TEMPLATE_FILES
 from gpt_jax.data.pipeline import PreparedData
+from gpt_jax.parallel.distributed import peers
 from gpt_jax.runs import run as layout
-from gpt_jax.runs.checkpoints import save_params
+from gpt_jax.runs.checkpoints import Checkpoints, restore_params, save_params
 from gpt_jax.runs.config import RunConfig, flatten, run_config
 from gpt_jax.runs.identity import NOT_OF_THE_NUMBERS
 from gpt_jax.runs.quarantine import damaged, is_writable
-from gpt_jax.runs.receipt import write_json
+from gpt_jax.runs.receipt import write_json, write_receipt
+from gpt_jax.runs.state import TrainState
 from gpt_jax.scaling import prediction
 from gpt_jax.types import Tree
 
@@ -27,6 +33,24 @@ _MAY_CHANGE = (
     # Read once, when the run begins.
     "init.source", "init.step", "data.tokenizer",
 )  # fmt: skip
+
+
+_SEEN_WITHIN = 60.0  # seconds: a shared file system may show a file late
+
+
+def find_run(workdir: epath.Path, config: RunConfig) -> bool:
+    """`check_workdir` by all processes, before any of them writes.
+
+    Raises:
+      ValueError: They do not see the same; as `check_workdir`.
+    """
+    found = peers().exchange("after looking at the run directory", check_workdir(workdir, config))
+    if len(set(found)) > 1:
+        raise ValueError(
+            f"--workdir: {str(workdir)!r} holds the run on {peers().name(found.index(True))} and "
+            f"not on {peers().name(found.index(False))}; give a folder that all hosts share"
+        )
+    return found[0]
 
 
 def check_workdir(workdir: epath.Path, config: RunConfig) -> bool:
@@ -103,24 +127,91 @@ def _saved_steps(workdir: epath.Path) -> bool:
 
 
 def lock_workdir(workdir: epath.Path) -> IO[str]:
-    """Keeps others out of the run as long as the file is open."""
+    """Keeps others out of the run as long as the file is open; process 0 does so for all."""
+    if not peers().is_first:
+        peers().arrive("after taking the run directory")
+        return open(os.devnull)
     workdir.mkdir(parents=True, exist_ok=True)
     file = open(workdir / layout.LOCK, "a")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"--workdir: {str(workdir)!r} is in use by another process") from None
+    peers().arrive("after taking the run directory")
     return file
 
 
 def write_run(workdir: epath.Path, config: RunConfig, data: PreparedData, frozen: Tree) -> None:
     """Begins the run: what training from its first state needs, config.json last."""
-    # The tokenizer first: config.json is what makes the folder a run.
-    data.tokenizer.save(workdir / layout.TOKENIZER)
-    if data.template:
-        data.template.save(workdir)
+    if peers().is_first:
+        # The tokenizer first: config.json is what makes the folder a run.
+        data.tokenizer.save(workdir / layout.TOKENIZER)
+        if data.template:
+            data.template.save(workdir)
     if frozen is not None:
         save_params(workdir / layout.BASE, frozen, {})
-    elif (workdir / layout.BASE).exists():  # of a run that was never trained
+    elif peers().is_first and (workdir / layout.BASE).exists():  # of a run that was never trained
         (workdir / layout.BASE).rmtree()
-    write_json(workdir / layout.CONFIG, config.to_dict())
+    if peers().is_first:
+        write_json(workdir / layout.CONFIG, config.to_dict())
+
+
+def write_files(
+    workdir: epath.Path,
+    config: RunConfig,
+    facts: dict[str, Any],
+    new_session: dict[str, Any],
+    anew: bool,
+) -> str:
+    """Writes config.json and the receipt; see write_receipt.  Returns the run's id.
+
+    Raises:
+      ValueError: Another process does not see them.
+    """
+
+    def write() -> str:
+        write_json(workdir / layout.CONFIG, config.to_dict())
+        return write_receipt(workdir / layout.RECEIPT, facts, new_session, anew=anew)["id"]
+
+    run_id = peers().from_first("after writing the receipt", write)
+    deadline = time.monotonic() + _SEEN_WITHIN
+    while not (workdir / layout.RECEIPT).exists():
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"--workdir: {str(workdir)!r} is another folder on {peers().name(peers().index)} "
+                f"than on {peers().name(0)}; give one that all hosts share"
+            )
+        time.sleep(0.1)
+    return run_id
+
+
+def restored(
+    checkpoints: Checkpoints,
+    like: TrainState,
+    config: RunConfig,
+    data: PreparedData,
+    teacher: str,
+) -> tuple[TrainState, int]:
+    """The newest good state and its step.
+
+    Raises:
+      ValueError: It is of another config, other data or another teacher, whose fingerprint
+        `teacher` is; see CheckpointReader.newest_good.
+    """
+    state, manifest, step = checkpoints.newest_good(like)
+    check_same_run(manifest.get("config"), config, f"checkpoint {step} of {checkpoints.directory}")
+    data.check_fingerprints(manifest["data"])
+    if manifest.get("teacher", teacher) != teacher:
+        raise ValueError(
+            "objective.teacher: (or init.source, where it is the reference) holds other parameters "
+            "than those that the run began with"
+        )
+    return state, step
+
+
+def restored_base(workdir: epath.Path, like: Tree, mask: Tree) -> Tree | None:
+    """The frozen parameters; None: all are trained."""
+    if all(jax.tree.leaves(mask)):
+        return None
+    frozen = trees.select(like, jax.tree.map(lambda trained: not trained, mask))
+    return restore_params(workdir / layout.BASE, frozen)[0]
