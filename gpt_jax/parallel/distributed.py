@@ -11,7 +11,7 @@ from typing import TextIO
 import jax
 
 from gpt_jax.parallel.peers import Peers
-from gpt_jax.parallel.processes import Processes
+from gpt_jax.parallel.processes import ALONE, Processes
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _alone = Peers()
@@ -19,7 +19,10 @@ _peers = _alone
 
 
 def peers() -> Peers:
-    """The processes of the run that this one is part of; it alone unless `running` says more."""
+    """The processes that this one is part of: those of `running`, or of jax.distributed."""
+    global _peers
+    if _peers is _alone and jax.distributed.is_initialized() and jax.process_count() > 1:
+        _peers = _make_peers(ALONE)
     return _peers
 
 
@@ -42,14 +45,9 @@ def running(processes: Processes) -> Iterator[Peers]:
         yield _alone
         return
     _initialize(processes)
-    host = socket.gethostname()
-    sys.stdout = Prefixed(sys.stdout, f"[{host}/{jax.process_index()}] ")
-    sys.stderr = Prefixed(sys.stderr, f"[{host}/{jax.process_index()}] ")
-    beat = max(0.5, min(5.0, processes.heartbeat_timeout / 5))
-    _peers = Peers(
-        _client(), jax.process_index(), host, jax.process_count(),
-        timeout=processes.barrier_timeout, beat=beat,
-    )  # fmt: skip
+    prefix = f"[{socket.gethostname()}/{jax.process_index()}] "
+    sys.stdout, sys.stderr = Prefixed(sys.stdout, prefix), Prefixed(sys.stderr, prefix)
+    _peers = _make_peers(processes)
     try:
         yield _peers
         _peers.close()
@@ -106,6 +104,14 @@ def _initialize(processes: Processes) -> None:
             "--distributed: 'auto' found no TPU pod, SLURM, Kubernetes or Open MPI that says who "
             f"is there ({error}); give --coordinator, --num_processes and --process_id"
         ) from None
+
+
+def _make_peers(processes: Processes) -> Peers:
+    beat = max(0.5, min(5.0, processes.heartbeat_timeout / 5))
+    return Peers(
+        _client(), jax.process_index(), socket.gethostname(), jax.process_count(),
+        timeout=processes.barrier_timeout, beat=beat,
+    )  # fmt: skip
 
 
 def _client():

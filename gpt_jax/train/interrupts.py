@@ -93,8 +93,10 @@ class SharedInterrupts(Interrupts):
         with self._held, contextlib.suppress(Exception):  # it breaks with the service: no stop
             passed = str(self._passed)
             self._peers.post(f"stop/passed/{self._peers.index}", passed)
-            while len(found := self._peers.posted("stop/passed")) < self._peers.count:
+            found: dict[int, str] = {}
+            while len(found) < self._peers.count and not self._closed.is_set():
                 time.sleep(_TICK / 10)
-            if "done" not in found.values():
+                found = self._peers.posted("stop/passed")
+            if len(found) == self._peers.count and "done" not in found.values():
                 self._stop_at = 1 + max(map(int, found.values()))
                 self._reason = reason

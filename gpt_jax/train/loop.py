@@ -23,7 +23,7 @@ from gpt_jax.train.profiling import Profiler
 from gpt_jax.train.progress import Progress
 from gpt_jax.train.setup import Training
 from gpt_jax.train.speed import Stopwatch, speed_row
-from gpt_jax.train.stragglers import Stragglers
+from gpt_jax.train.stragglers import Stragglers, find_stragglers
 from gpt_jax.train.watchdog import Watchdog
 
 FINISHED, INTERRUPTED = 0, 75
@@ -52,8 +52,8 @@ def fit(training: Training) -> int:
                 process,
             )
         )  # fmt: skip
-        closing.callback(_close, training)  # before the lock
-        stragglers = _stragglers(log)
+        closing.push(lambda kind, *_: _close(training, kind))  # before the lock
+        stragglers = find_stragglers(peers(), log)
         peers().arrive("before the first step")
         while True:
             loop = _Loop(training, log, stragglers)
@@ -71,17 +71,9 @@ def fit(training: Training) -> int:
             log.event("rewind", start_step=training.start)
 
 
-def _stragglers(log: events.EventLog) -> Stragglers:
-    def tell(process: int, step: int, more: float) -> None:
-        who = peers().name(process)
-        log.event("straggler", straggler=process, step=step, seconds_more=round(more, 4))
-        print(f"step {step}: {who} is slow: {1000 * more:.0f} ms a step more than the others, "
-              "on the host", flush=True)  # fmt: skip
-
-    return Stragglers(peers(), tell)
-
-
-def _close(training: Training) -> None:
+def _close(training: Training, kind: type[BaseException] | None) -> None:
+    if kind and peers().count > 1 and not issubclass(kind, NonFiniteError):
+        return  # the others may not come, and this process ends at once
     with training.phases.during("save_wait"):  # there may be one under way
         training.checkpoints.close()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from gpt_jax.parallel.peers import Peers
+from gpt_jax.runs.events import EventLog
 
 WINDOW = 5  # steps whose median a process posts
 _IN_A_ROW = 2  # windows in which it must be slow: one may be a coincidence
@@ -79,3 +80,14 @@ class Stragglers:
             self._slow[i] = self._slow[i] + 1 if is_slow else 0
             if self._slow[i] == _IN_A_ROW:
                 self._tell(i, step, more)
+
+
+def find_stragglers(peers: Peers, log: EventLog) -> Stragglers:
+    """Stragglers that are told to people and written to the events."""
+
+    def tell(process: int, step: int, more: float) -> None:
+        log.event("straggler", straggler=process, step=step, seconds_more=round(more, 4))
+        slow = f"{peers.name(process)} is slow: {1000 * more:.0f} ms a step more than the others"
+        print(f"step {step}: {slow}, on the host", flush=True)
+
+    return Stragglers(peers, tell)
