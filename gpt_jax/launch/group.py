@@ -60,6 +60,11 @@ def run_together(
         subprocess.Popen(x, start_new_session=True, preexec_fn=_end_with_parent(os.getpid()))
         for x in commands
     ]
+
+    def say_lost(process: int) -> None:
+        if len(started) > 1:
+            say(_lost(process, started[process], workdir))
+
     told, crashed, first_end = False, None, None
     try:
         while any(process.poll() is None for process in started):
@@ -69,10 +74,8 @@ def run_together(
                         process.send_signal(signal.SIGTERM)
                 told = True
             ended = [i for i, process in enumerate(started) if process.poll() is not None]
-            if crashed is None:
-                crashed = next((i for i in ended if started[i].returncode not in _EXPECTED), None)
-                if crashed is not None and len(started) > 1:
-                    say(_lost(crashed, started[crashed], workdir))
+            if crashed is None and (crashed := _crashed(started)) is not None:
+                say_lost(crashed)
             if ended and first_end is None:
                 first_end = time.monotonic()
             if first_end and time.monotonic() - first_end > _GRACE:
@@ -87,13 +90,21 @@ def run_together(
                 process.kill()
                 process.wait()
     codes = [process.returncode for process in started]
-    if crashed is None:
-        crashed = next((i for i, code in enumerate(codes) if code not in _EXPECTED), None)
-        if crashed is not None and len(started) > 1:
-            say(_lost(crashed, started[crashed], workdir))
+    if crashed is None and (crashed := _crashed(started)) is not None:
+        say_lost(crashed)
     if crashed is not None:
         return codes[crashed]
     return next((code for code in (USER_MISTAKE, INTERRUPTED) if code in codes), FINISHED)
+
+
+def _crashed(started: Sequence[subprocess.Popen]) -> int | None:
+    """The process that crashed; of several that are found at once, the one that is to blame.
+
+    The loss of another makes a process end with an exit code, or the runtime abort it.
+    """
+    codes = {i: process.poll() for i, process in enumerate(started)}
+    bad = [i for i, code in codes.items() if code is not None and code not in _EXPECTED]
+    return min(bad, key=lambda i: (codes[i] == -signal.SIGABRT, codes[i] >= 0), default=None)
 
 
 def in_words(code: int) -> str:
