@@ -18,6 +18,7 @@ from gpt_jax.decode.prompts import MIN_BUCKET, Prompts, bucket, inside_context, 
 from gpt_jax.decode.request import Token
 from gpt_jax.models.transformer import Cache, Transformer
 from gpt_jax.ops import penalties
+from gpt_jax.parallel import sharding
 from gpt_jax.types import Array, Tree
 
 # No query has a rank as high: a key that nobody sees.
@@ -116,7 +117,7 @@ class Prefill:
             self.cache, scores = _score(
                 *arguments, next_GT, top=self._top, vocab_size=self._vocab_size
             )
-            self._note(next_GT, lengths_G, jax.device_get(scores))
+            self._note(next_GT, lengths_G, sharding.fetch(scores))
         self._start += T
 
     def _padded(self, size: int) -> int:

@@ -18,6 +18,7 @@ from gpt_jax.decode.sampling_params import SamplingParams
 from gpt_jax.models.transformer import Cache, Transformer
 from gpt_jax.ops import sampling
 from gpt_jax.ops.penalties import Penalties
+from gpt_jax.parallel import sharding
 from gpt_jax.types import Tree
 
 # The shortest cache: one program for all short texts is worth more than a few places not read.
@@ -189,7 +190,7 @@ class Slots:
             self._model, self._params, self._state, fixed, live_3B, np.int32(num_steps),
             np.bool_(leave_early), allowed_BV, needs=needs, vocab_size=self._vocab_size,
         )  # fmt: skip
-        steps = jax.device_get(steps)
+        steps = sharding.fetch(steps)
         for slot, row in enumerate(self.rows):
             if row is not None and steps.count_B[slot]:
                 results.append((row, *self._advance(slot, row, steps)))

@@ -16,6 +16,7 @@ from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.evals.record_batches import record_batches
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer, forward
+from gpt_jax.parallel import sharding
 from gpt_jax.tasks.contract import Formatted
 from gpt_jax.tasks.encode import continuation_record, seq2seq_record, start_id
 from gpt_jax.types import Array, Tree
@@ -77,7 +78,7 @@ def continuation_logprobs(
     ]
     found: dict[tuple[str, str], Continuation] = {}
     for numbers, batch in record_batches(records, batch_size, most=config.seq_len):
-        logprob_B, greedy_B = jax.device_get(_score(params, batch, model=model))
+        logprob_B, greedy_B = sharding.fetch(_score(params, batch, model=model))
         for row, number in enumerate(numbers):
             size = int(records[number]["loss_mask"].sum())
             result = Continuation(float(logprob_B[row]), size, bool(greedy_B[row]))

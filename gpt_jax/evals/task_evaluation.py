@@ -18,6 +18,7 @@ from gpt_jax.decode.text import Generator
 from gpt_jax.evals.likelihood import NORMALIZATIONS, choice_scores
 from gpt_jax.evals.record_batches import record_batches
 from gpt_jax.models.transformer import Transformer, forward
+from gpt_jax.parallel import sharding
 from gpt_jax.tasks import metrics
 from gpt_jax.tasks.answers import read_outputs
 from gpt_jax.tasks.contract import Formatted, Scores, Task
@@ -167,7 +168,7 @@ def _read_head(asked: _Asked, formatted: list[Formatted]) -> list[Any]:
     predictions: list[Any] = [None] * len(records)
     for numbers, batch in record_batches(records, asked.batch_size, most=config.seq_len):
         inputs = {name: batch[name] for name in batch if name not in ("targets", "loss_mask")}
-        outputs = jax.device_get(_outputs(asked.params, inputs, model=asked.model))
+        outputs = sharding.fetch(_outputs(asked.params, inputs, model=asked.model))
         for row, number in enumerate(numbers):
             own = outputs[row]
             if config.head != "sequence":

@@ -88,7 +88,7 @@ class Validation:
         sums: dict[str, Any] = {}
         for batch in batches:
             arguments = params, place(batch), self._token_bytes, self._teacher_params
-            for name, value in jax.device_get(self._eval_step(*arguments)).items():
+            for name, value in sharding.fetch(self._eval_step(*arguments)).items():
                 sums[name] = sums.get(name, 0.0) + np.float64(value)
         count, num_bytes = sums.pop("count"), sums.pop("num_bytes", None)
         means = {name: float(value / count) for name, value in sums.items() if name != "z_loss"}

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gpt_jax import trees
@@ -121,6 +122,18 @@ def global_batch(host_batch: dict[str, np.ndarray], rows: np.ndarray, batch_size
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
 
     return {name: place(array) for name, array in host_batch.items()}
+
+
+def fetch(tree: Tree) -> Tree:
+    """Copies on the host; of arrays that lie partly with other processes the whole, if all ask."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def whole(x: Any) -> Any:
+        there = not isinstance(x, jax.Array) or x.is_fully_replicated or x.is_fully_addressable
+        return x if there else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def on_mesh(mesh: Mesh, fn: Callable[..., Any]) -> Callable[..., Any]:
