@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import threading
+import types
 
 import jax
 import pytest
@@ -164,25 +165,25 @@ def test_a_loop_that_is_done_leaves_the_others_alone():
         assert not shared[1]._thread.is_alive() and shared[1].boundary() is None
 
 
-def straggling(busy):
-    """What process 0 is told when process i is busy for busy(i, step) seconds a step."""
+def straggling(busy, waits=lambda i, step: 0.1):
+    """What process 0 is told when process i is busy and waits so many seconds of a step."""
     import gpt_jax.train.stragglers as module
 
     with peers_of(["a", "b", "c"]) as made:
         found, clocks = [], [0.0] * 3
         all_of_them = [Stragglers(p, lambda *told: found.append((*told, clocks[0]))) for p in made]
-        real = module.time.monotonic
+        real = module.time
         try:
             for step in range(1, 101):
                 for i, one in reversed(list(enumerate(all_of_them))):
-                    module.time.monotonic = lambda i=i: clocks[i]
+                    module.time = types.SimpleNamespace(monotonic=lambda i=i: clocks[i])
                     one._since = clocks[i]
                     clocks[i] += busy(i, step)
                     with one.waiting():
-                        clocks[i] += 0.1
+                        clocks[i] += waits(i, step)
                     one.lap(step, idle=True)
         finally:
-            module.time.monotonic = real
+            module.time = real
     return found
 
 
@@ -193,9 +194,11 @@ def test_a_slow_host_is_found_within_20_steps(begins):
     assert process == 1 and begins < step < begins + 20 and more == pytest.approx(0.048, rel=0.1)
 
 
-def test_single_slow_steps_are_no_straggler():
+def test_who_is_slow_for_a_moment_or_waits_is_no_straggler():
     assert not straggling(lambda i, step: 0.5 if step % WINDOW == i else 0.002)
+    assert not straggling(lambda i, step: 0.5 if i == 1 and 50 <= step < 57 else 0.002)
     assert not straggling(lambda i, step: 0.05)  # all of them alike
+    assert not straggling(lambda i, step: 0.002, waits=lambda i, step: 0.1 + 0.4 * i)
 
 
 def test_lines_say_who_writes_them(capsys):
