@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -24,11 +25,11 @@ from multihost_fixtures import (
     config_for,
     settled,
     steps_begun_at,
-    wait_for_row,
 )
 
 from gpt_jax.data.pipeline import train_batches
 from gpt_jax.runs.events import read_events
+from gpt_jax.runs.metrics import read_rows
 from gpt_jax.train.loop import fit
 from gpt_jax.train.setup import set_up
 
@@ -62,40 +63,80 @@ def children(parent: int) -> dict[int, int]:
     return found
 
 
-def test_a_process_that_is_killed_is_named_and_both_come_back(whole, tmp_path, corpus, cache_dir):
-    rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
-    delays = []
-    for trial in range(KILLS):
-        workdir, victim = tmp_path / f"killed-{trial}", trial % 2
-        step = int(rng.integers(1, DURATION - 8))
-        made = Group(0, workdir, corpus, cache_dir, f"train.duration={DURATION}")
+class Supervised:
+    """A supervisor of two processes, and its lines with the times they came at."""
+
+    def __init__(self, made: Group):
         words = [sys.executable, "-m", "gpt_jax", *made.words, "--supervise"]
         words += ["--num_processes=2", "--heartbeat_timeout=10"]
-        supervisor = subprocess.Popen(
+        self.process = subprocess.Popen(
             words, cwd=ROOT, env=made.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True,
         )  # fmt: skip
-        try:
-            wait_for_row(workdir, step, [supervisor])
-            os.kill(children(supervisor.pid)[victim], signal.SIGKILL)
-            killed, lines = time.monotonic(), []
-            for line in supervisor.stdout:
-                lines.append(line)
-                if "was lost" in line:
-                    delays.append(time.monotonic() - killed)
-            assert supervisor.wait(600) == 0, "".join(lines)
-        finally:
-            supervisor.kill()
-        output = "".join(lines)
-        (named,) = [line for line in lines if "was lost" in line]
-        assert f"process {victim} on {socket.gethostname()}" in named, output
-        assert "SIGKILL" in named and delays[-1] < NAMED_WITHIN, output
-        starts = steps_begun_at(workdir)
-        # It goes on from the newest checkpoint, at most one interval behind the row.
-        assert len(starts) == 2 and starts[1] >= step - 5, (starts, step)
-        assert settled(workdir) == settled(whole), output
-        print(f"\nkill {trial + 1} of {KILLS}: process {victim} after the row of step {step}, "
-              f"named after {delays[-1]:.1f} s, went on from {starts[1]}", flush=True)  # fmt: skip
+        self.lines: list[tuple[float, str]] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.append((time.monotonic(), line))
+
+    def lost(self) -> list[tuple[float, str]]:
+        return [entry for entry in self.lines if "was lost" in entry[1]]
+
+    def output(self) -> str:
+        return "".join(line for _, line in self.lines)
+
+
+def test_a_process_that_is_killed_is_named_and_both_come_back(tmp_path, corpus, cache_dir):
+    """One run, in whose every start one of the two is killed, KILLS times."""
+    rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
+    workdir, every = tmp_path / "killed", 4
+    long = (f"train.duration={10 * KILLS}", "train.eval_every=50")
+    supervised = Supervised(Group(0, workdir, corpus, cache_dir, *long))
+    begun = [0]
+    try:
+        for trial in range(KILLS):
+            victim = int(rng.integers(2))
+            # Behind a new checkpoint: a start that came no further would be a crash loop.
+            step = begun[-1] + every + int(rng.integers(1, 4))
+            wait_for(lambda: steps_begun_at(workdir) == begun, supervised)  # noqa: B023
+            wait_for(lambda: newest_row(workdir) >= step, supervised)  # noqa: B023
+            os.kill(children(supervised.process.pid)[victim], signal.SIGKILL)
+            killed = time.monotonic()
+            wait_for(lambda: len(supervised.lost()) > trial, supervised)  # noqa: B023
+            when, line = supervised.lost()[-1]
+            assert f"process {victim} on {socket.gethostname()}" in line and "SIGKILL" in line
+            assert when - killed < NAMED_WITHIN, supervised.output()
+            wait_for(lambda: len(steps_begun_at(workdir)) > len(begun), supervised)  # noqa: B023
+            begun = steps_begun_at(workdir)
+            # It goes on from the newest checkpoint that was complete.
+            assert step - 2 * every <= begun[-1] and begun[-1] % every == 0, (begun, step)
+            print(f"\nkill {trial + 1} of {KILLS}: process {victim} after the row of step {step}, "
+                  f"named after {when - killed:.1f} s, went on from {begun[-1]}", flush=True)  # fmt: skip
+        assert supervised.process.wait(900) == 0, supervised.output()
+    finally:
+        supervised.process.terminate()
+    assert len(supervised.lost()) == KILLS and len(steps_begun_at(workdir)) == KILLS + 1
+    config = config_for(corpus, *long)
+    assert fit(set_up(config, tmp_path / "whole", cache_dir, jax.devices()[:2])) == 0
+    assert settled(workdir) == settled(tmp_path / "whole"), supervised.output()
+
+
+def newest_row(workdir) -> int:
+    path = workdir / "metrics.jsonl"
+    rows = read_rows(path) if path.exists() else []
+    return rows[-1]["step"] if rows else 0
+
+
+def wait_for(is_so, supervised: Supervised, timeout: float = 900) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        assert supervised.process.poll() is None, supervised.output()
+        with contextlib.suppress(FileNotFoundError):
+            if is_so():
+                return
+        time.sleep(0.02)
+    raise AssertionError(supervised.output())
 
 
 def test_the_survivor_ends_by_itself_and_says_who_was_lost(tmp_path, corpus, cache_dir):
