@@ -111,8 +111,11 @@ def test_a_process_that_is_killed_is_named_and_both_come_back(tmp_path, corpus, 
             begun = steps_begun_at(workdir)
             # It goes on from the newest checkpoint that was complete.
             assert step - 2 * every <= begun[-1] and begun[-1] % every == 0, (begun, step)
-            print(f"\nkill {trial + 1} of {KILLS}: process {victim} after the row of step {step}, "
-                  f"named after {when - killed:.1f} s, went on from {begun[-1]}", flush=True)  # fmt: skip
+            print(
+                f"\nkill {trial + 1} of {KILLS}: process {victim} after the row of step {step}, "
+                f"named after {when - killed:.1f} s, went on from {begun[-1]}",
+                flush=True,
+            )
         assert supervised.process.wait(900) == 0, supervised.output()
     finally:
         supervised.process.terminate()
