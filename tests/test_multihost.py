@@ -23,12 +23,13 @@ from conftest import ROOT
 from multihost_fixtures import (
     Group,
     config_for,
+    receipt,
     settled,
     steps_begun_at,
 )
 
 from gpt_jax.data.pipeline import train_batches
-from gpt_jax.runs.events import read_events
+from gpt_jax.runs.events import file_of, read_events
 from gpt_jax.runs.metrics import read_rows
 from gpt_jax.train.loop import fit
 from gpt_jax.train.setup import set_up
@@ -310,3 +311,40 @@ def test_sigterm_to_one_saves_one_step_everywhere(where, plant, whole, tmp_path,
     assert f"SIGTERM: saved step {ours[1]};" in stopped.output(0)
     assert settled(workdir) == settled(whole)
     print(f"\nSIGTERM during the {where}: both saved step {ours[1]}", flush=True)
+
+
+_POISON = """
+from gpt_jax.train import loop
+whole = loop.train_batches
+class Poisoned:
+    def __init__(self, *arguments):
+        self._inner = whole(*arguments)
+    def __next__(self):
+        index, batch = next(self._inner)
+        if PROCESS == 1 and index == 9:
+            batch = {**batch, "loss_mask": batch["loss_mask"] * float("nan")}
+        return index, batch
+loop.train_batches = Poisoned
+"""
+
+
+@pytest.mark.parametrize("policy", ["halt", "skip", "rewind"])
+def test_what_is_not_finite_in_one_process_is_dealt_with_alike(policy, tmp_path, corpus, cache_dir):
+    workdir = tmp_path / "run"
+    two = Group(2, workdir, corpus, cache_dir, f"train.on_nonfinite={policy}", planted=_POISON)
+    assert two.codes(600) == ([1, 1] if policy == "halt" else [0, 0]), two.outputs()
+    logs = [read_events(workdir / file_of(process)) for process in (0, 1)]
+    went_back = [[e["start_step"] for e in log if e["kind"] == "rewind"] for log in logs]
+    assert went_back == [[8] if policy == "rewind" else []] * 2
+    last = settled(workdir)[-1]
+    if policy == "halt":
+        for process in (0, 1):
+            assert "step 10: the loss or the gradient is not finite" in two.output(process)
+        (session,) = receipt(workdir)["sessions"]
+        assert session["first_nonfinite"] == 10
+    elif policy == "skip":
+        assert [r["train/skipped"] for r in settled(workdir) if "train/skipped" in r][-1] == 1
+    else:
+        assert last["step"] == 12
+        (row,) = [r for r in settled(workdir) if r.get("event") == "rewind"]
+        assert (row["step"], row["event/last_batch"]) == (8, 9)
