@@ -28,7 +28,7 @@ OVERRIDES = (
 # finds its own number in PROCESS.
 _ENTRY = """
 import os, sys
-PROCESS = int(next((w[13:] for w in sys.argv if w.startswith("--process_id=")), "0"))
+PROCESS = int(os.environ["PROCESS"])
 exec(os.environ.get("PLANTED", ""))
 from gpt_jax.cli.main import main
 main(sys.argv[1:])
@@ -51,10 +51,13 @@ def free_port() -> int:
 
 
 class Group:
-    """The processes of one start; their outputs are in files beside the run."""
+    """The processes of one start; their outputs are in files beside the run.
+
+    They find each other by options, or with `slurm` as the tasks of a job.
+    """
 
     def __init__(self, number, workdir, corpus, cache_dir, *overrides, devices=1, planted="",
-                 options=()):  # fmt: skip
+                 options=(), slurm=False):  # fmt: skip
         self.workdir, self._logs = workdir, []
         words = ["train", "--config=configs/gpt.py:size=100k,debug", f"--workdir={workdir}"]
         words += [f"--config.data.path={corpus}", *options]
@@ -66,10 +69,16 @@ class Group:
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # cheap programs, as in conftest.py
         }  # fmt: skip
         self.processes = []
-        together = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={number}"]
+        port = free_port()
+        together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={number}"]
         together += ["--heartbeat_timeout=10"]
         for i in range(number):
             which = [*together, f"--process_id={i}"] if number > 1 else []
+            env = {**env, "PROCESS": str(i)}
+            if slurm:
+                which = ["--distributed=auto", "--heartbeat_timeout=10"]
+                env |= {**slurm_task(i, number), "JAX_COORDINATOR_PORT": str(port)}
+                env["JAX_COORDINATOR_BIND_ADDRESS"] = f"127.0.0.1:{port}"
             self._logs.append(workdir.parent / f"{workdir.name}-{i}-{time.monotonic_ns()}.log")
             with open(self._logs[-1], "wb") as log:
                 self.processes.append(
@@ -101,6 +110,14 @@ class Group:
         """Sends the signal once the run has written the row of a step in this start."""
         wait_for_row(self.workdir, step, self.processes)
         self.processes[process].send_signal(number)
+
+
+def slurm_task(i: int, number: int) -> dict[str, str]:
+    """What srun tells a task of a job on this machine."""
+    return {
+        "SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": str(number),
+        "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_STEP_NUM_NODES": "1",
+    }  # fmt: skip
 
 
 def wait_for_row(workdir, step, processes, timeout=200) -> None:

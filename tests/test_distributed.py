@@ -2,13 +2,16 @@
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
 import sys
 import threading
 import types
 
 import jax
 import pytest
+from conftest import ROOT
 from multihost_fixtures import FakeStore, Group, config_for, receipt, settled
 
 from gpt_jax.launch import group
@@ -275,3 +278,17 @@ def test_the_first_process_that_crashes_is_named(tmp_path, monkeypatch, ends, co
     assert says in "\n".join(lines) and bool(lines) == bool(says)
     if code == -signal.SIGKILL and ends[1] == "-9":
         assert "SIGKILL, last heard of at step 7 (phase 'step')" in lines[0]
+
+
+def test_a_machine_that_is_no_cluster_is_a_users_mistake(tmp_path, corpus):
+    words = ["train", "--config=configs/gpt.py:size=100k,debug", f"--workdir={tmp_path}"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "JAX_", "KUBE"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt_jax", *words, "--distributed=auto",
+         f"--config.data.path={corpus}"],
+        cwd=ROOT, env={**env, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: --distributed: 'auto' found no TPU pod, SLURM")
+    assert "Traceback" not in done.stderr

@@ -254,8 +254,9 @@ def stragglers(workdir):
 
 
 def test_a_host_that_is_slower_by_50_ms_a_step_is_reported(tmp_path, corpus, cache_dir):
+    """These two are the tasks of a SLURM job."""
     long = ("train.duration=100", "train.eval_every=100", "train.checkpoint_every=100 steps")
-    slow = Group(2, tmp_path / "run", corpus, cache_dir, *long, planted=_SLOW)
+    slow = Group(2, tmp_path / "run", corpus, cache_dir, *long, planted=_SLOW, slurm=True)
     assert slow.codes(600) == [0, 0], slow.outputs()
     found = stragglers(tmp_path / "run")
     assert [(e["straggler"], e["step"] <= 40 + 20) for e in found] == [(1, True)], found
