@@ -1,8 +1,11 @@
 """`gpt-jax launch` against a gcloud that answers from a script: the real code, no cloud."""
 
 import json
+import os
 import pathlib
 import shlex
+import shutil
+import subprocess
 import tarfile
 
 import pytest
@@ -254,7 +257,8 @@ def test_hosts_that_do_not_answer_are_asked_again_then_given_up(cloud, monkeypat
 def test_a_network_that_is_away_ends_nothing(cloud, monkeypatch):
     away = {"err": "Could not resolve host"}
     cloud.script(describe=["ACTIVE", "ACTIVE", away, away, "ACTIVE"], status=[RUNNING, None])
-    assert cloud.up()[0] == 0
+    code, printed = cloud.up()
+    assert code == 0 and printed.count("Could not resolve host") == 1
     monkeypatch.setattr(tpu, "_MOST_TRIES", 3)
     cloud.script(describe=["ACTIVE", "ACTIVE", away], status=[RUNNING])
     calls = len(cloud.calls())
@@ -488,6 +492,18 @@ def test_a_config_outside_of_the_repository_is_refused(cloud, tmp_path):
     assert code == 2 and "not in the repository" in printed
 
 
+_NOBODY = "You do not currently have an active account selected.\nPlease run:\n gcloud auth login"
+
+
+@pytest.mark.parametrize("text", [_NOBODY, "PERMISSION_DENIED: no"])
+def test_who_is_not_let_in_is_told_at_once(cloud, text):
+    (cloud.folder / "there").touch()
+    cloud.script(describe=[{"err": text}])
+    code, printed = cloud.up()
+    assert code == 1 and text.splitlines()[0] in printed
+    assert cloud.verbs() == ["describe"] and len(cloud.calls()) == 1
+
+
 def test_one_up_at_a_time(cloud):
     with record.held(cloud.records, "a"):
         code, printed = cloud.up()
@@ -495,11 +511,33 @@ def test_one_up_at_a_time(cloud):
 
 
 def test_without_gcloud(cloud, monkeypatch):
-    import shutil
-
     tools = cloud.folder / "tools"
     tools.mkdir()
     (tools / "git").symlink_to(shutil.which("git"))
     monkeypatch.setenv("PATH", str(tools))
     code, printed = cloud.up()
     assert code == 2 and printed.splitlines()[-1].startswith("error: gcloud: is not on the PATH")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="needs the Google Cloud SDK")
+def test_the_real_gcloud_knows_all_words(cloud, monkeypatch, tmp_path):
+    """It reads each command, and refuses only that nobody is logged in: no network is used."""
+    real = shutil.which("gcloud", path=os.environ["PATH"].partition(":")[2])
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    words = ("--dry_run", "--secret=HF_TOKEN", "--price=1", "--max_cost=5", "--max_wait=6")
+    shown = [cloud.up(*words, "--spot", "--slices=2")[1], cloud.up(*words, "--reserved")[1]]
+    lines = {x.split("  < ")[0] for text in shown for x in text.splitlines() if x[0] != "#"}
+    assert len(lines) > 15
+    environment = {
+        **os.environ,
+        "CLOUDSDK_CONFIG": str(tmp_path / "nobody"),
+        "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
+        "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true",
+    }
+    for line in [*sorted(lines), "gcloud compute tpus queued-resources delete a --nosuchflag"]:
+        command = [real, *shlex.split(line)[1:]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, input="")
+        refused = "unrecognized arguments" in done.stderr
+        assert refused == ("nosuchflag" in line), done.stderr
+        assert refused or "active account" in done.stderr, (line, done.stderr)

@@ -26,6 +26,7 @@ _KINDS = {
     "Quota": "quota",
     "RESOURCE_EXHAUSTED": "quota",
     "PERMISSION_DENIED": "denied",
+    "gcloud auth login": "denied",
     "INVALID_ARGUMENT": "invalid",
 }
 
@@ -38,8 +39,10 @@ class CloudError(RuntimeError):
     """
 
     def __init__(self, what: str, message: str):
-        lines = [line for line in message.strip().splitlines() if line.strip()]
-        super().__init__(f"{what}: {lines[-1].strip() if lines else 'no reason given'}")
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        # gcloud's own word, which advice may follow; else the last of what was printed.
+        said = [line for line in lines if line.startswith("ERROR: ")] or lines[-1:]
+        super().__init__(f"{what}: {said[0] if said else 'no reason given'}")
         self.kind = next((kind for word, kind in _KINDS.items() if word in message), "other")
 
 

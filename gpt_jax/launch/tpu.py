@@ -83,7 +83,7 @@ class _Up:
             code = INTERRUPTED if interrupted else FAILED
             if self._following or not self._ours:
                 self._say(
-                    "launch: what runs goes on, and costs; the same command follows it again, "
+                    "launch: if it runs it goes on, and costs; the same command follows it again, "
                     f"`gpt-jax launch stop --name={self._name}` ends it"
                 )
                 return code
@@ -261,6 +261,8 @@ class _Up:
             except CloudError as error:
                 if not left or error.kind in ("denied", "invalid"):
                     raise
+                if left == _MOST_TRIES - 1:
+                    self._say(f"launch: {error}; it is tried again")
                 _wait(self._poll)
         raise AssertionError
 
