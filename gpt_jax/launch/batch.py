@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from gpt_jax.launch.group import INTERRUPTED, USER_MISTAKE
 from gpt_jax.launch.job import Job
-from gpt_jax.launch.supervisor import INTERRUPTED, USER_MISTAKE
 from gpt_jax.launch.target import MOUNTS, Target
 
 _MOST_RESTARTS = 100

@@ -13,12 +13,12 @@ from typing import Any
 
 from gpt_jax.launch import batch, tpu
 from gpt_jax.launch.gcloud import ACTIVE, CloudError, Queue
+from gpt_jax.launch.group import FAILED, FINISHED
 from gpt_jax.launch.hosts import Hosts
 from gpt_jax.launch.job import Job, plan_job
 from gpt_jax.launch.record import Record, load, log_path
 from gpt_jax.launch.shipment import Shipment, pack, shipment
 from gpt_jax.launch.standing import clock
-from gpt_jax.launch.supervisor import FAILED, FINISHED
 from gpt_jax.launch.target import MOUNTS, Target, bucket_of, check_name, check_secrets, mounted
 
 _PACKAGE = pathlib.Path(__file__).parent

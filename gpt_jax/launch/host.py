@@ -20,10 +20,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gpt_jax.launch.group import FAILED, FINISHED, INTERRUPTED, USER_MISTAKE
 from gpt_jax.launch.job import Job, read_job
 from gpt_jax.launch.run_folder import halted_at, newest_step, read_receipt
 from gpt_jax.launch.standing import last_line
-from gpt_jax.launch.supervisor import FAILED, FINISHED, INTERRUPTED, USER_MISTAKE
 from gpt_jax.train.interrupts import Interrupts
 
 MARK = "gpt-jax-host: "  # what `status` prints begins with it

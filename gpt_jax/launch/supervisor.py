@@ -1,10 +1,8 @@
 """Starts a training command again when it crashes, and knows when that is of no use."""
 
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from gpt_jax.launch.group import (
     FAILED,
@@ -15,6 +13,7 @@ from gpt_jax.launch.group import (
     in_words,
     run_together,
 )
+from gpt_jax.launch.run_folder import halted_at, newest_step, read_receipt
 from gpt_jax.parallel.processes import ALONE, Processes
 from gpt_jax.train.interrupts import Interrupts
 
@@ -49,18 +48,18 @@ def supervise(
     in_vain, wait = 0, _FIRST_WAIT
     with Interrupts() as interrupts:
         while True:
-            before, receipt = _newest_step(workdir), _receipt(workdir)
+            before, receipt = newest_step(workdir), read_receipt(workdir)
             started = commands(command, processes)
             code = run_together(started, interrupts, workdir, say)
             if code in (FINISHED, USER_MISTAKE, INTERRUPTED):
                 return code
-            after = _newest_step(workdir)
+            after = newest_step(workdir)
             how = in_words(code)
             if interrupts.requested:
                 say(f"supervisor: {interrupts.requested}; the run ended with {how}")
                 return FAILED
-            new = _receipt(workdir)
-            if step := _halted_at(new) if new != receipt else None:
+            new = read_receipt(workdir)
+            if step := halted_at(new) if new != receipt else None:
                 say(
                     f"supervisor: the run halted at step {step}: not finite, or a spike; a new "
                     'start would halt there again; train.on_nonfinite "skip" or "rewind" goes on'
@@ -88,20 +87,3 @@ def _sleep(seconds: float, interrupts: Interrupts, sleep: Callable[[float], None
     while seconds > 0 and not interrupts.requested:
         sleep(min(seconds, 1.0))
         seconds -= 1.0
-
-
-def _newest_step(workdir: pathlib.Path) -> int:
-    """The newest checkpoint; -1: there is none."""
-    folder = workdir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return max((int(name) for name in names if name.isdigit()), default=-1)
-
-
-def _receipt(workdir: pathlib.Path) -> dict[str, Any]:
-    path = workdir / "receipt.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _halted_at(receipt: dict[str, Any]) -> int | None:
-    """The step that the last session halted for."""
-    return (receipt.get("sessions") or [{}])[-1].get("first_nonfinite")

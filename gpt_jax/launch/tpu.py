@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gpt_jax.launch.gcloud import ABSENT, ACTIVE, CloudError, Queue, run
+from gpt_jax.launch.group import FAILED, FINISHED, INTERRUPTED, USER_MISTAKE
 from gpt_jax.launch.hosts import Hosts
 from gpt_jax.launch.job import Job
 from gpt_jax.launch.record import Record, held, load, log_path
-from gpt_jax.launch.supervisor import FAILED, FINISHED, INTERRUPTED, USER_MISTAKE
 
 _MOST_CRASHES = 3  # starts in a row that come no further
 _MOST_TAKEN = 10  # times in a row that the slices are taken away before anything is saved
