@@ -1,4 +1,4 @@
-"""Our own recipe, from 100k to 7B parameters: rotary positions, RMSNorm, qk-norm, ReLU^2, Muon.
+"""Our own recipe, from 100k to 30B parameters: rotary positions, RMSNorm, qk-norm, ReLU^2, Muon.
 
 Question: what does a GPT of a given size reach on a text?
 Hardware: up to 10m a laptop's CPU; up to 300m one GPU; above that, set the mesh.
@@ -6,7 +6,7 @@ Expected: size=1m on a laptop's CPU gives its first loss in under a minute.
 
   gpt-jax train --config=configs/gpt.py:size=1m --config.data.path=FOLDER_OF_TEXTS
 
-Arguments: size (100k, 300k, 1m, 3m, 10m, 30m, 100m, 300m, 1b, 3b, 7b), debug.
+Arguments: size (100k, 300k, 1m, 3m, 10m, 30m, 100m, 300m, 1b, 3b, 7b, 30b), debug.
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +27,7 @@ SIZES = {
     "1b": (24, 1920, 15),
     "3b": (32, 2816, 22),
     "7b": (32, 4096, 32),
+    "30b": (48, 7168, 56),
 }
 
 

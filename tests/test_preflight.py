@@ -1,6 +1,11 @@
 """Preflight: names of slices, what programs send, the step without data, what fits instead."""
 
 import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +15,16 @@ from conftest import ROOT
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax.cli.main import main
+from gpt_jax.parallel import cache_folder, topologies
 from gpt_jax.parallel.collectives import collectives
 from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.topologies import parse_topology
+from gpt_jax.parallel.topologies import larger, parse_topology
 from gpt_jax.runs.config import run_config
 from gpt_jax.runs.config_file import load_config
 from gpt_jax.train import preflight
 from gpt_jax.train.ahead_of_time import abstract_run, bytes_on_a_device, compile_step
-from gpt_jax.train.preflight import Flight, fly, nearest_fit, report, with_fields
+from gpt_jax.train.preflight import Flight, fly, larger_fit, nearest_fit, report, with_fields
 from gpt_jax.train.setup import set_up
 
 
@@ -43,6 +49,14 @@ def test_names_of_slices(name, shape, slices):
 def test_no_such_slice(name):
     with pytest.raises(ValueError, match=f"--topology: '{name}'"):
         parse_topology(name)
+
+
+def test_larger_slices():
+    assert [t.name for t in larger(parse_topology("v5e-32"))] == ["v5e-64", "v5e-128", "v5e-256"]
+    assert [t.name for t in larger(parse_topology("2xv5e-128"))] == ["2xv5e-256"]
+    names = [t.name for t in larger(parse_topology("v4-1024"))]
+    assert names == ["v4-2048", "v4-4096"]
+    assert list(larger(parse_topology("v6e-256"))) == []
 
 
 # What a program sends.
@@ -177,6 +191,47 @@ def test_seconds_by_hand(flight):
     assert slow.network_seconds() > flight.network_seconds()  # what crosses slices is slower
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_what_is_computed_again_is_no_useful_work(remat):
+    config = config_for("model.scan=True", f"model.remat={remat}", "mesh.data=1")
+    c, length = config.model, config.data.seq_len
+    step = compile_step(config, jax.devices()[:1])
+    head = 2 * c.embed_dim * c.vocab_size
+    attention = 2 * c.num_layers * c.num_heads * c.head_dim * length / 2 * 2
+    again = {"none": 0, "dots": attention, "full": step.flops_per_token / 3 - head}[remat]
+    assert step.recomputed_flops_per_token == pytest.approx(again, rel=1e-6)
+    flight = Flight(parse_topology("v5e-4"), config, step)
+    useful = step.flops_per_token * flight.tokens_per_step / (4 * 197e12)
+    assert flight.useful_seconds() == pytest.approx(useful)
+    assert flight.compute_seconds() == pytest.approx(useful * (1 + again / step.flops_per_token))
+    share = f"MFU {useful / flight.step_seconds():.0%},"
+    assert share in "\n".join(report(flight)) and ("MFU 100%" in share) == (remat == "none")
+
+
+def test_what_no_change_makes_fit_is_tried_on_larger_slices(config, monkeypatch):
+    lines, compiled = [], []
+
+    def compile_stub(config, devices):
+        compiled.append(len(devices))
+        return compile_step(config, devices)
+
+    def devices_of(topology):
+        return jax.devices()[: min(8, topology.num_chips // 4)]
+
+    monkeypatch.setattr(preflight, "compile_step", compile_stub)
+    state = abstract_run(with_fields(config, {"mesh.data": 1}), jax.devices()[:4]).state_bytes
+    chip = dataclasses.replace(preflight.CHIPS["v5e"], hbm=state * 3 // 4)
+    monkeypatch.setattr(preflight, "CHIPS", {"v5e": chip})
+    small = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=64))
+    change, flight = larger_fit(small, parse_topology("v5e-8"), devices_of, lines.append)
+    # 16 chips (here 4 devices) hold it not, 32 (here 8) do; each of those has two rows.
+    assert compiled == [8] and flight.topology.name == "v5e-32" and flight.step is not None
+    assert change["mesh.fsdp"] == -1 and change["train.num_microbatches"] == 1
+    assert "v5e-16: the state alone is" in lines[0] and lines[1].endswith("fits")
+    monkeypatch.setattr(preflight, "CHIPS", {"v5e": dataclasses.replace(chip, hbm=1)})
+    assert larger_fit(small, parse_topology("v5e-8"), devices_of, lines.append) is None
+
+
 def test_what_does_not_fit_is_tried_with_less(config, monkeypatch):
     tried = []
 
@@ -221,13 +276,97 @@ def test_mistakes_at_the_command(capsys):
         assert stopped.value.code == 2 and told in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_tpu_is_compiled_for(cache_dir):
-    """Fetches the TPU compiler from the package index."""
-    from gpt_jax.parallel import topologies
+# Compiles a step, then takes it: what was foretold, and what the process grew by.
+_MEASURE = """
+import gc, json, sys
+import jax
+from gpt_jax.data.pipeline import train_batches
+from gpt_jax.parallel import sharding
+from gpt_jax.runs.config import run_config
+from gpt_jax.runs.config_file import load_config
+from gpt_jax.train.ahead_of_time import compile_step
+from gpt_jax.train.setup import set_up
 
+def memory(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name + ":"))
+
+workdir, cache, *words = sys.argv[1:]
+config, devices = run_config(load_config("configs/gpt.py:size=1m", words)[0]), jax.devices()[:1]
+told = compile_step(config, devices)
+t = set_up(config, workdir, cache, devices)
+local = sharding.local_rows(config.train.batch_size, t.mesh)
+batches = train_batches(t.data.train, 0, config.train.batch_size, 0, local)
+for _ in range(3):
+    arrays = sharding.global_batch(next(batches)[1], local, config.train.batch_size, t.mesh)
+    jax.block_until_ready(t.state)
+    before = memory("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the highest so far begins anew
+    t.state, _ = t.step(t.state, arrays, t.fixed)
+    jax.block_until_ready(t.state)
+    grown = memory("VmHWM") - before
+gc.collect()
+live = sum(x.nbytes for x in jax.live_arrays())
+print(json.dumps([told.argument_bytes, live, told.temporary_bytes, grown]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="asks Linux for memory")
+def test_the_memory_of_a_step_is_as_foretold(corpus, cache_dir, tmp_path):
+    """On CPU, the live arrays and the highest memory of the process in the third step."""
+    words = [
+        f"data.path={corpus}", "data.tokenizer=bytes", "model.vocab_size=8192", "data.seq_len=256",
+        "model.seq_len=256", "model.embed_dim=512", "model.num_heads=8", "model.num_layers=4",
+        "train.batch_size=8", "train.num_microbatches=1", "train.duration=4",
+        "optimizer.name=adamw", "train.tensorboard=false",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(tmp_path / "run"), str(cache_dir), *words], cwd=ROOT,
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    arguments, live, temporary, grown = json.loads(done.stdout.splitlines()[-1])
+    print(f"\nMiB: arguments {arguments / 2**20:.1f}, live {live / 2**20:.1f}; temporaries "
+          f"{temporary / 2**20:.1f}, grown by {grown / 2**20:.1f}")  # fmt: skip
+    assert live == pytest.approx(arguments, rel=0.15)
+    assert grown == pytest.approx(temporary, rel=0.15)
+
+
+def test_the_compiler_is_fetched_once_and_whole(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def pip(command, **_):
+        started.append(command)
+        if len(started) > 1:
+            folder = pathlib.Path(command[command.index("--target") + 1]) / "libtpu"
+            folder.mkdir()
+            (folder / "libtpu.so").write_text("")
+        error = "" if len(started) > 1 else "a first line\nERROR: no network"
+        return subprocess.CompletedProcess(command, 1, "", error)
+
+    monkeypatch.setattr(topologies.subprocess, "run", pip)
+    with pytest.raises(ValueError, match=r"--topology: libtpu.* not be fetched: ERROR: no network"):
+        topologies._library(tmp_path)
+    library = topologies._library(tmp_path)
+    assert library.exists() and topologies._library(tmp_path) == library
+    assert len(started) == 2 and started[0][-1].startswith("libtpu==")
+    assert [path.name for path in library.parent.parent.parent.iterdir()] == [
+        library.parent.parent.name  # nothing that was half fetched
+    ]
+    assert capsys.readouterr().out.count("fetching libtpu") == 2
+
+
+@pytest.mark.slow
+def test_a_tpu_is_compiled_for():
+    """Fetches the TPU compiler from the package index, unless the user's cache has it."""
     config = config_for("mesh.data=2", "mesh.fsdp=2", "train.num_microbatches=1")
     topology = parse_topology("v5e-4")
-    found = fly(config, topology, topologies.devices(topology, cache_dir))
+    try:
+        devices = topologies.devices(topology, cache_folder.cache_dir())
+    except ValueError as error:
+        pytest.skip(str(error))
+    found = fly(config, topology, devices)
     assert found.step is not None and np.isfinite(found.step_seconds())
     assert {axis for row in found.sent for axis in row.axes} <= {"data", "fsdp"}

@@ -102,6 +102,30 @@ def test_a_single_run_gives_curves_and_provenance_only(tmp_path, no_library):
     assert read.row("commit", "value") == ("cd" * 20)[:12] and "cd" * 20 in markup
 
 
+def test_whether_a_run_was_reproduced_is_told(tmp_path, no_library):
+    """By the last verdict of the receipt, whatever start it is kept with."""
+    for name, verdicts in (
+        ("none", [None]),
+        (
+            "same",
+            [{"equal": False, "steps": 9, "row": "r", "leaf": ""}, {"equal": True, "steps": 9}],
+        ),
+        (
+            "other",
+            [{"equal": False, "steps": 9, "row": "step 3, train/loss: 1.0", "leaf": ""}, None],
+        ),
+    ):
+        path = write_run(tmp_path, name) / "receipt.json"
+        receipt = json.loads(path.read_text())
+        (session,) = receipt["sessions"]
+        receipt["sessions"] = [{**session, "reproduced": verdict} for verdict in verdicts]
+        path.write_text(json.dumps(receipt))
+    shown = {name: Reader(made([tmp_path / name])[0]) for name in ("none", "same", "other")}
+    assert not any(row[0] == "run again" for row in shown["none"].rows if row)
+    assert shown["same"].row("run again", "value") == "equal, bit for bit, up to step 9"
+    assert shown["other"].row("run again", "value") == "different: step 3, train/loss: 1.0"
+
+
 def test_only_fields_that_differ_are_in_the_table(tmp_path, no_library):
     write_run(tmp_path, "narrow")
     write_run(tmp_path, "wide", embed_dim=64)

@@ -55,6 +55,8 @@ def test_the_same_machine_gives_the_same_bits(original, tmp_path, cache_dir):
     assert result.equal and result.compared_steps == (2, 4) and result.steps == 4
     assert result.num_rows == 6 and result.differences == ()
     assert result.lines() == ["equal: bit for bit in 6 rows up to step 4; checkpoints: 2, 4"]
+    kept = json.loads((original / "receipt.json").read_text())["sessions"][-1]["reproduced"]
+    assert (kept["equal"], kept["steps"], kept["compared_steps"]) == (True, 4, [2, 4])
 
 
 def test_another_seed_and_another_version_are_named_and_a_part_is_enough(

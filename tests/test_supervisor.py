@@ -118,6 +118,35 @@ def _is_alive(pid):
         return False
 
 
+_STARTS = """
+import time
+from gpt_jax.train.interrupts import Interrupts, leaving_on_sigterm
+with leaving_on_sigterm():
+    with Interrupts() as interrupts:
+        print("in the loop", flush=True)
+        while not interrupts.requested:
+            time.sleep(0.01)
+    print("before the loop", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("waited", flush=True)
+"""
+
+
+def test_before_the_loop_a_signal_ends_at_once():
+    process = subprocess.Popen(
+        [sys.executable, "-c", _STARTS], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "in the loop\n"
+    process.terminate()  # the loop's own handler
+    assert process.stdout.readline() == "before the loop\n"
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert output == "SIGTERM: no step is under way; the same command continues\n"
+
+
 def test_the_command_line_hands_on_what_it_was_given(tmp_path):
     """A user's mistake comes from the run itself, once."""
     words = ["--supervise", "--config=configs/gpt.py:size=100k,debug", f"--workdir={tmp_path}"]

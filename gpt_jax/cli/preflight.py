@@ -3,7 +3,7 @@
   gpt-jax preflight --config=configs/gpt.py:size=7b --topology=v5e-256,v6e-256
 
 The first use fetches the TPU compiler (200 MiB) into the cache folder. What does not fit is
-compiled again with changes until one fits; then the command ends with 2.
+compiled again with changes, and then for larger slices, until it fits; the command ends with 2.
 """
 
 import argparse
@@ -47,9 +47,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             continue
         fits = False
         say(f"{topology.name}: {flight.refusal}\n  tried in its place:")
-        found = preflight.nearest_fit(config, topology, devices, say)
+        found = preflight.nearest_fit(config, topology, devices, say) or preflight.larger_fit(
+            config, topology, functools.partial(topologies.devices, cache_dir=cache_dir()), say
+        )
         if found is None:
-            say("  none of these fits; take more chips or a smaller model")
+            say(f"  no slice of {topology.chip} holds it; take a smaller model")
         else:
             say("\n".join(preflight.report(found[1], price)))
     return 0 if fits else 2

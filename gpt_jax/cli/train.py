@@ -15,6 +15,7 @@ import pathlib
 import sys
 
 from gpt_jax.cli import processes as _processes
+from gpt_jax.train.interrupts import leaving_on_sigterm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _processes.add_arguments(parser)
 
 
+@leaving_on_sigterm()
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gpt_jax.runs.events import Phases
 

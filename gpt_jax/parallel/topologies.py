@@ -5,6 +5,7 @@ slices joined by the data-centre network. v4 and v5p count TensorCores, two to a
 count chips.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import math
@@ -12,6 +13,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 GIB = 1 << 30
@@ -93,6 +96,14 @@ def parse_topology(name: str) -> Topology:
     return Topology(name, chip, shape, slices)
 
 
+def larger(topology: Topology) -> Iterator[Topology]:
+    """The larger slices of a topology's generation, as many of them joined, the smallest first."""
+    chip, size = CHIPS[topology.chip], topology.num_chips // topology.slices
+    while (size := 2 * size) * chip.cores <= _LARGEST[topology.chip]:
+        joined = f"{topology.slices}x" if topology.slices > 1 else ""
+        yield parse_topology(f"{joined}{topology.chip}-{size * chip.cores}")
+
+
 def _shape(chips: int, dims: int) -> tuple[int, ...] | None:
     """The most cubic torus of powers of two; None: not a power of two."""
     power = chips.bit_length() - 1
@@ -156,9 +167,14 @@ def _library(cache_dir: Path) -> Path:
     library = folder / "libtpu" / "libtpu.so"
     if not library.exists():
         print(f"fetching {requirement}, the TPU compiler, to {folder}", flush=True)
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
-        done = subprocess.run([*command, str(folder), requirement], capture_output=True, text=True)
-        if done.returncode or not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # It appears whole or not at all; whoever else fetches it meanwhile may be first.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
+            done = subprocess.run([*command, partial, requirement], capture_output=True, text=True)
+            with contextlib.suppress(OSError):
+                os.replace(os.path.join(partial, "libtpu"), folder / "libtpu")
+        if not library.exists():
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ValueError(f"--topology: {requirement} could not be fetched: {reason}")
     return library

@@ -120,6 +120,9 @@ def _provenance(run: ReportRun) -> dict[str, Any]:
         facts["devices"] = _devices(session.get("devices") or [])
         facts["processes"] = session.get("processes")
         facts["mesh"] = ", ".join(f"{k} {v}" for k, v in (session.get("mesh") or {}).items())
+    for session in sessions:  # the last verdict counts
+        if session.get("reproduced"):
+            facts["run again"] = _verdict(session["reproduced"])
     if receipt:
         tokenizer = receipt.get("data", {}).get("tokenizer") or {}
         facts["tokenizer"] = tokenizer.get("kind")
@@ -131,6 +134,13 @@ def _provenance(run: ReportRun) -> dict[str, Any]:
         for name, value in facts.items()
         if value not in (None, "", [], {})
     }
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    """What `gpt-jax reproduce` found of a run."""
+    if found["equal"]:
+        return f"equal, bit for bit, up to step {found['steps']}"
+    return f"different: {found['row'] or found['leaf']}"
 
 
 def _command(run: ReportRun) -> str:

@@ -4,6 +4,7 @@ No data are read and no arrays are made.
 """
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from gpt_jax import trees
 from gpt_jax.data.examples import Layout
+from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.lora import check_targets
 from gpt_jax.models.transformer import Transformer
 from gpt_jax.objectives.transforms import row_lengths
@@ -36,23 +38,27 @@ class CompiledStep:
     Attributes:
       executable: jax.stages.Compiled, not to be run.
       mesh: Where it would run.
-      seconds: What lowering and compiling took.
+      seconds, processor_seconds: What lowering and compiling took, by the clock and of all cores.
       state_bytes: Of a device's share of parameters, slots and the rest of the state.
       argument_bytes, output_bytes, alias_bytes, temporary_bytes: Of a device, as the compiler
         tells them; what is donated is both argument and output and counted in alias_bytes.
       flops_per_token: By counts.FLOPS_RULE.
+      recomputed_flops_per_token: What model.remat makes the backward pass compute again, which the
+        rule leaves out.
       num_parameters: All.
     """
 
     executable: Any
     mesh: Mesh
     seconds: float
+    processor_seconds: float
     state_bytes: int
     argument_bytes: int
     output_bytes: int
     alias_bytes: int
     temporary_bytes: int
     flops_per_token: float
+    recomputed_flops_per_token: float
     num_parameters: int
 
     @property
@@ -124,7 +130,7 @@ def compile_step(config: RunConfig, devices: list) -> CompiledStep:
     """
     run = abstract_run(config, devices)
     batch = abstract_batch(config, run.mesh)
-    began = time.monotonic()
+    began, computed = time.monotonic(), time.process_time()
     where = jax.tree.map(lambda leaf: leaf.sharding, run.state)
     _, lower = jit_step(config, run.model, run.optimizer, None, where, run.fixed, run.mesh)
     executable = lower(run.state, batch, run.fixed).compile()
@@ -133,18 +139,32 @@ def compile_step(config: RunConfig, devices: list) -> CompiledStep:
     length = batch["tokens"].shape[1]
     source = batch["encoder_tokens"].shape[1] if "encoder_tokens" in batch else 0
     flops = counts.flops_per_token(config.model, length, source_length=source, trained=trained)
+    again = _recomputed(config.model, length, source)
     return CompiledStep(
         executable=executable,
         mesh=run.mesh,
         seconds=time.monotonic() - began,
+        processor_seconds=time.process_time() - computed,
         state_bytes=run.state_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
         alias_bytes=memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         flops_per_token=flops * length / config.data.seq_len,
+        recomputed_flops_per_token=again * length / config.data.seq_len,
         num_parameters=trees.num_elements(run.params),
     )
+
+
+def _recomputed(config: TransformerConfig, length: int, source: int) -> float:
+    """FLOPs a token of the forward products that the backward pass computes again."""
+    forward = functools.partial(
+        counts.flops_per_token, config, length, source_length=source, trained=(), head=False
+    )
+    if config.remat == "full":
+        return forward()
+    # "dots" keeps the products with weights, not those of attention.
+    return forward() - forward(attention=False) if config.remat == "dots" else 0.0
 
 
 def clock(config: RunConfig) -> Clock:

@@ -1,13 +1,19 @@
-"""SIGTERM and Ctrl-C ask the loop to save and stop; of several processes all at the same step."""
+"""SIGTERM and Ctrl-C ask the loop to save and stop; of several processes all at the same step.
+
+Before there is a loop, SIGTERM ends the process at once.
+"""
 
 import contextlib
+import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 from gpt_jax.parallel.peers import Peers
 
+_INTERRUPTED = 75  # exit code
 _TICK = 0.5  # seconds between two looks for a request
 
 
@@ -100,3 +106,24 @@ class SharedInterrupts(Interrupts):
             if len(found) == self._peers.count and "done" not in found.values():
                 self._stop_at = 1 + max(map(int, found.values()))
                 self._reason = reason
+
+
+@contextlib.contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """A context in which SIGTERM ends the process with 75: nothing was trained that is not saved.
+
+    For the time before `Interrupts` is entered, and behind it. A start may be killed at any moment
+    without harm, so nothing is waited for: a restore can take longer than a host has left.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        line = f"{name}: no step is under way; the same command continues\n"
+        os.write(1, line.encode())  # print might be under way
+        os._exit(_INTERRUPTED)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,6 +1,7 @@
 """Whether a config fits a slice, and what a step of it costs there: compiled, not guessed."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterator
 
@@ -41,12 +42,18 @@ class Flight:
     def tokens_per_step(self) -> int:
         return self.config.train.batch_size * self.config.data.seq_len
 
-    def compute_seconds(self) -> float:
-        """The products of a step at the data sheet's rate."""
+    def useful_seconds(self) -> float:
+        """The products that FLOPs count, at the data sheet's rate: what MFU is a share of."""
         peak = peak_of_kind(CHIPS[self.topology.chip].kind)
         assert peak is not None and self.step is not None
         rate = getattr(peak, self.config.model.dtype) * self.topology.num_chips
         return self.step.flops_per_token * self.tokens_per_step / rate
+
+    def compute_seconds(self) -> float:
+        """All products of a step, those that are computed again too, at the data sheet's rate."""
+        assert self.step is not None
+        again = self.step.recomputed_flops_per_token / self.step.flops_per_token
+        return self.useful_seconds() * (1 + again)
 
     def network_seconds(self) -> float:
         """What a device sends, at the rate of its links; over `data` of several slices, of DCN."""
@@ -92,7 +99,7 @@ def nearest_fit(
     """
     tries = 0
     for change in _changes(config, topology.slices):
-        words = " ".join(f"--config.{name}={value}" for name, value in change.items())
+        words = _in_words(change)
         try:
             changed = with_fields(config, change)
             state = abstract_run(changed, devices).state_bytes
@@ -109,6 +116,47 @@ def nearest_fit(
         if flight.step:
             return change, flight
     return None
+
+
+def larger_fit(
+    config: RunConfig, topology: Topology, devices_of: Callable[[Topology], list], say: Callable
+) -> tuple[dict[str, object], Flight] | None:
+    """The smallest larger slice that a config fits, split over all chips and with full remat.
+
+    Args:
+      config, topology: What does not fit.
+      devices_of: Gives a slice's devices.
+      say: Told of each try.
+
+    Returns:
+      The changed fields, and what compiling them told; None: the largest slice is too small.
+    """
+    tries = 0
+    for slice_ in topologies.larger(topology):
+        rows = config.train.batch_size // slice_.num_chips  # of a device
+        change = {"mesh.data": slice_.slices, "mesh.fsdp": -1, "mesh.tensor": 1}
+        change |= {"model.remat": "full", "model.scan": True}
+        change |= {"train.num_microbatches": math.gcd(rows, config.train.num_microbatches)}
+        devices = devices_of(slice_)
+        try:
+            state = abstract_run(changed := with_fields(config, change), devices).state_bytes
+        except ValueError:
+            continue  # more chips than rows
+        if state > CHIPS[slice_.chip].hbm:
+            say(f"  {slice_.name}: the state alone is {state / GIB:.1f} GiB a device")
+            continue
+        if tries == _MOST_TRIES:
+            return None
+        tries += 1
+        flight = fly(changed, slice_, devices)
+        say(f"  {slice_.name} {_in_words(change)}: {'fits' if flight.step else flight.refusal}")
+        if flight.step:
+            return change, flight
+    return None
+
+
+def _in_words(change: dict[str, object]) -> str:
+    return " ".join(f"--config.{name}={value}" for name, value in change.items())
 
 
 def with_fields(config: RunConfig, fields: dict[str, object]) -> RunConfig:
@@ -157,7 +205,8 @@ def report(flight: Flight, price: float | None = None) -> list[str]:
     shape = ", ".join(f"{name} {size}" for name, size in step.mesh.shape.items() if size > 1)
     lines = [
         f"{topology.name}: {topology.num_chips} chips ({CHIPS[topology.chip].kind}), mesh {shape}",
-        f"  compiled in {step.seconds:.0f} s; {step.num_parameters:,} parameters",
+        f"  compiled in {step.seconds:.0f} s ({step.processor_seconds:.0f} s of processor time); "
+        f"{step.num_parameters:,} parameters",
         "  bytes a device, as the compiler counts them",
     ]
     for words, number in (
@@ -186,7 +235,8 @@ def _times(flight: Flight, price: float | None) -> list[str]:
         f"  at best, if all products ran at the data sheet's rate and what is sent were sent "
         f"meanwhile ({bound}-bound)",
         f"    products {compute * 1e3:.1f} ms, network {network * 1e3:.1f} ms: a step "
-        f"{seconds * 1e3:.1f} ms, MFU {compute / seconds:.0%}, {a_day:.3g} tokens a day",
+        f"{seconds * 1e3:.1f} ms, MFU {flight.useful_seconds() / seconds:.0%}, "
+        f"{a_day:.3g} tokens a day",
     ]
     duration = Duration.parse("train.duration", flight.config.train.duration)
     if duration.unit == "epochs":

@@ -1,5 +1,6 @@
 """Runs a run again, and says whether it is the same: bit for bit, or where it first differs."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -13,9 +14,11 @@ from gpt_jax.runs.checkpoint_reader import CheckpointReader
 from gpt_jax.runs.config import RunConfig, run_config
 from gpt_jax.runs.identity import of_the_numbers
 from gpt_jax.runs.metrics import VOLATILE, read_rows
+from gpt_jax.runs.receipt import add_to_session
 from gpt_jax.runs.run import read_config
 from gpt_jax.train.loop import fit
 from gpt_jax.train.setup import Training, set_up
+from gpt_jax.train.workdir import lock_workdir
 
 # What a start of the command says of itself that may change its numbers.
 _SESSION = ("git_commit", "git_diff", "python", "packages", "devices", "processes", "mesh")
@@ -45,6 +48,10 @@ class Reproduction:
     def equal(self) -> bool:
         return not self.row and not self.leaf
 
+    def to_dict(self) -> dict[str, Any]:
+        """For a receipt: JSON values."""
+        return {"equal": self.equal, **dataclasses.asdict(self)}
+
     def lines(self) -> list[str]:
         """The verdict, then what may explain it."""
         at = ", ".join(map(str, self.compared_steps)) or "none that both have"
@@ -70,6 +77,9 @@ def reproduce(
     devices: list | None = None,
 ) -> Reproduction:
     """Trains by a run's config.json in a new folder, and compares.
+
+    The verdict is also added to the last session of the run's receipt, as "reproduced", unless the
+    folder is not ours to write or somebody trains in it.
 
     Args:
       run: The run directory.
@@ -102,7 +112,7 @@ def reproduce(
     rows = [row for row in rows if row["step"] <= steps]
     ours, theirs = _manifests(run), _manifests(workdir)
     both = tuple(sorted(set(ours) & set(theirs)))
-    return Reproduction(
+    result = Reproduction(
         steps=steps,
         num_rows=len(rows),
         compared_steps=both,
@@ -113,6 +123,9 @@ def reproduce(
             *receipt_differences(_receipt(run), _receipt(workdir)),
         ),
     )
+    with contextlib.suppress(OSError, ValueError), lock_workdir(run):
+        add_to_session(run / layout.RECEIPT, {"reproduced": result.to_dict()})
+    return result
 
 
 def first_row(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
@@ -188,16 +201,14 @@ def _config_differences(config: RunConfig, manifests: dict[int, dict[str, Any]])
 
 def _stop_after(training: Training, steps: int) -> None:
     """As if somebody asked the run to save and stop while it takes that step."""
-    step, taken = training.step, 0
+    step = training.step
 
-    def counted(*arguments):
-        nonlocal taken
-        taken += 1
-        if taken == steps:
+    def watched(state, *arguments):
+        if int(state.step) + 1 == steps:  # not by counting: a rewind takes steps again
             signal.raise_signal(signal.SIGTERM)  # the loop's handler notes it
-        return step(*arguments)
+        return step(state, *arguments)
 
-    training.step = counted
+    training.step = watched
 
 
 def _settled(workdir: epath.Path) -> list[dict[str, Any]]:
