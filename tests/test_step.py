@@ -57,7 +57,7 @@ def set_up(config=CONFIG, optimizer="adamw", mesh=None, microbatches=1, **optimi
         train_step, model=model, objective=make_objective(ObjectiveConfig(z_loss=1e-3)),
         optimizer=transform, num_microbatches=microbatches, dropout=config.dropout > 0,
     )  # fmt: skip
-    jitted = jax.jit(step, in_shardings=(where, sharding.batch_sharding(mesh)),
+    jitted = jax.jit(step, in_shardings=(where, None),
                      out_shardings=(where, None))  # fmt: skip
     return state, sharding.on_mesh(mesh, jitted)
 

@@ -30,6 +30,9 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     print("\nparameters")
     for group, number in [*groups.items(), ("total", total)]:
         print(f"  {group:20} {number:>16,}")
+    if config.model.num_experts:
+        active = counts.num_active_parameters(config.model)
+        print(f"  {'of a token':20} {active:>16,}")
     length, batch = config.data.seq_len, config.train.batch_size
     flops = counts.flops_per_token(config.model, length)
     print(f"\nFLOPs a token (6 a weight of a product; causal attention at {length}): {flops:,.0f}")

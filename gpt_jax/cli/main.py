@@ -15,7 +15,7 @@ _COMMANDS = {
     "train": "train, or continue a run",
     "sweep": "train the runs of a config's sweep: what is missing, what broke",
     "scaling": "fit laws to runs, predict a run before it is trained, score the prediction",
-    "preflight": "compile a config for a TPU slice: does it fit, what does a step cost",
+    "preflight": "does a config fit a TPU slice, what costs a step; do meshes agree",
     "launch": "run a config or a sweep on Cloud TPU; jobs for GKE and SLURM",
     "reproduce": "run a run again, and say whether it is the same bit for bit",
     "report": "one page about several runs",

@@ -4,6 +4,11 @@
 
 The first use fetches the TPU compiler (200 MiB) into the cache folder. What does not fit is
 compiled again with changes, and then for larger slices, until it fits; the command ends with 2.
+
+  gpt-jax preflight --config=configs/gpt.py:size=1m,debug --equivalence
+
+trains it on meshes of 8 simulated devices instead, and ends with 1 unless losses and gradients are
+those of one device.
 """
 
 import argparse
@@ -11,23 +16,53 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE[:args]", help="a config file")
-    parser.add_argument(
-        "--topology", required=True, metavar="SLICE[,SLICE]", help="v5e-256, v4-512, 2xv6e-256 ..."
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--topology", metavar="SLICE[,SLICE]", help="v5e-256, v4-512, 2xv6e-256 ...")
+    what.add_argument(
+        "--equivalence", action="store_true", help="whether training is the same on every mesh"
     )
     parser.add_argument(
         "--price_per_chip_hour", type=float, metavar="X", help="what a chip costs in an hour"
     )
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of --equivalence (20)")
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    import functools
-    import os
-
-    from gpt_jax.parallel.topologies import parse_topology
     from gpt_jax.runs.config import run_config
     from gpt_jax.runs.config_file import load_config
 
     config = run_config(load_config(arguments.config, overrides)[0])
+    return _equivalence(arguments, config) if arguments.equivalence else _fly(arguments, config)
+
+
+def _equivalence(arguments: argparse.Namespace, config) -> int:
+    import functools
+    import os
+
+    if arguments.steps < 1:
+        raise ValueError(f"--steps: {arguments.steps} is below 1")
+    # Before JAX starts.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+
+    import jax
+
+    # Each program runs a few times: to optimize it takes longer.
+    jax.config.update("jax_disable_most_optimizations", True)
+
+    from gpt_jax.train import equivalence
+
+    agreements = equivalence.compare(config, arguments.steps)
+    return 0 if equivalence.table(agreements, functools.partial(print, flush=True)) else 1
+
+
+def _fly(arguments: argparse.Namespace, config) -> int:
+    import functools
+    import os
+
+    from gpt_jax.parallel.topologies import parse_topology
+
     slices = [parse_topology(name) for name in arguments.topology.split(",")]
     price = arguments.price_per_chip_hour
     if price is not None and not price >= 0:

@@ -16,7 +16,7 @@ from gpt_jax.models.config import TransformerConfig
 # Fields that say how a model is computed or was trained, not what it is.
 _FREE = (
     "scan", "remat", "dtype", "attention", "dropout", "init", "lora_rank", "lora_alpha",
-    "lora_targets",
+    "lora_targets", "experts_per_token", "expert_capacity", "expert_balance", "router_z_loss",
 )  # fmt: skip
 _HEADS_OF_CLASSES = ("sequence", "tokens")
 

@@ -101,7 +101,7 @@ def laid(cache: Cache) -> Cache:
     """The cache as it lies on the mesh in use: rows over data, heads over tensor."""
 
     def lay(array: Array) -> Array:
-        names = ("batch", "kv_heads", "length", "head_dim")
+        names = ("batch", "kv_heads", "kv_length", "head_dim")
         return constrain(array, *("layers",) * (array.ndim - 4), *names)
 
     return cache.replace(layers=jax.tree.map(lay, cache.layers))

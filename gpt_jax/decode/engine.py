@@ -74,6 +74,11 @@ class Engine:
             )
         params = jax.tree.map(jnp.asarray, params)
         self._mesh = _mesh_of(params)
+        if self._mesh is not None and self._mesh.shape.get("stage", 1) > 1:
+            raise ValueError(
+                f"mesh.stage: {self._mesh.shape['stage']} stages do not decode; lay the parameters "
+                "on another mesh"
+            )
         self._vocab_size, self._eos_ids = vocab_size, tuple(eos_ids)
         self._max_slots, self._max_waiting = max_slots, max_waiting
         self._has_encoder = config.family == "encoder_decoder"

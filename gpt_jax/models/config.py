@@ -3,6 +3,9 @@
 import dataclasses
 import re
 
+from gpt_jax.models.require import require
+from gpt_jax.models.rope_scaling import RopeScaling
+
 _CHOICES = {
     "family": ("decoder", "encoder", "encoder_decoder"),
     "head": ("lm", "mlm", "sequence", "tokens", "span", "none"),
@@ -14,57 +17,8 @@ _CHOICES = {
     "init": ("gpt2", "fan_in"),
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16"),
-    "attention": ("auto", "einsum", "blocked", "xla", "cudnn"),
+    "attention": ("auto", "einsum", "blocked", "xla", "cudnn", "chunked"),
 }
-
-
-def _require(holds: bool, name: str, value, right: str) -> None:
-    if not holds:
-        raise ValueError(f"model.{name}: {value!r} is not {right}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are changed for sequences longer than those of the training.
-
-    Attributes:
-      kind: "none"; "linear": all divided by `factor`; "llama3": those of waves longer than
-        original_length / low_freq_factor are, those of waves shorter than original_length /
-        high_freq_factor are kept, and between lies a ramp (arXiv:2407.21783); "yarn": the same by
-        rotations within original_length, and longer queries and keys (arXiv:2309.00071).
-      factor: How many times longer the sequences are.
-      original_length: Longest sequence of the training.
-      low_freq_factor, high_freq_factor: Of "llama3".
-      beta_fast, beta_slow: Rotations between which the ramp of "yarn" lies.
-      truncate: Whether the ends of that ramp are whole numbers of pairs.
-      attention_factor: What "yarn" multiplies queries and keys by; 0: 0.1 ln(factor) + 1.
-    """
-
-    kind: str = "none"
-    factor: float = 1.0
-    original_length: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float = 0.0
-
-    def __post_init__(self):
-        kinds = ("none", "linear", "llama3", "yarn")
-        _require(self.kind in kinds, "rope_scaling.kind", self.kind, "one of " + ", ".join(kinds))
-        _require(self.factor > 0, "rope_scaling.factor", self.factor, "above 0")
-        if self.kind in ("llama3", "yarn"):
-            right = f"above 0, as kind {self.kind!r} needs"
-            _require(
-                self.original_length > 0,
-                "rope_scaling.original_length",
-                self.original_length,
-                right,
-            )
-        low, high = self.low_freq_factor, self.high_freq_factor
-        right = f"above low_freq_factor {low}"
-        _require(high > low > 0, "rope_scaling.high_freq_factor", high, right)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +96,15 @@ class TransformerConfig:
       mup_base_layers: L_0, the depth at which the learning rate was chosen: what a sublayer adds
         is divided by L / L_0 (CompleteP, arXiv:2505.01618), and "gpt2" draws residual
         projections as at L_0; 0: neither.
+      num_experts: E, MLPs of each layer of which a token goes through experts_per_token (Mixtral,
+        arXiv:2401.04088); 0: one MLP, for every token.
+      experts_per_token: k. With k > 1 the gates of a token add up to 1, with k = 1 its gate is the
+        probability that the router gives it (Switch Transformer, arXiv:2101.03961).
+      expert_capacity: While training an expert takes at most so many times T k / E of a row's
+        T tokens, the first ones (see models.experts); 0.0: all that choose it.
+      expert_balance: Weight of the loss that spreads a row's tokens over the experts (1 where they
+        are even, up to E), the mean of the layers (arXiv:2101.03961, section 2.2).
+      router_z_loss: Weight of the mean square of the router's logsumexp (arXiv:2202.08906).
       lora_rank: R of low-rank adapters (arXiv:2106.09685); 0: none.
       lora_alpha: Their outputs are scaled by alpha / R.
       lora_targets: Patterns (re.search) of the products that get one, by names such as
@@ -189,7 +152,7 @@ class TransformerConfig:
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ("attention/(q|v)$",)
-    rope_scaling: RopeScaling = RopeScaling()
+    rope_scaling: RopeScaling = RopeScaling()  # noqa: RUF009 (it is frozen)
     rope_local_theta: float = 0.0
     unrotated_layers: tuple[int, ...] = ()
     window: int = 0
@@ -201,56 +164,62 @@ class TransformerConfig:
     mup_base_width: int = 0
     mup_base_head_dim: int = 0
     mup_base_layers: int = 0
+    num_experts: int = 0
+    experts_per_token: int = 2
+    expert_capacity: float = 0.0
+    expert_balance: float = 0.01
+    router_z_loss: float = 0.001
 
     def __post_init__(self):
         for name in ("vocab_size", "seq_len", "num_layers", "embed_dim", "num_heads"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in (
             "num_kv_heads", "head_dim", "mlp_dim", "logit_softcap", "num_encoder_layers",
             "num_token_types", "num_classes", "lora_rank", "window", "rope_local_theta",
             "score_width", "attention_softcap", "mup_base_width", "mup_base_head_dim",
-            "mup_base_layers",
+            "mup_base_layers", "num_experts", "expert_capacity", "expert_balance", "router_z_loss",
         ):  # fmt: skip
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            _require(value in allowed, name, value, "one of " + ", ".join(allowed))
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-        _require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
-        _require(self.rope_theta > 0, "rope_theta", self.rope_theta, "above 0")
+            require(value in allowed, name, value, "one of " + ", ".join(allowed))
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        require(self.norm_eps > 0, "norm_eps", self.norm_eps, "above 0")
+        require(self.rope_theta > 0, "rope_theta", self.rope_theta, "above 0")
         if not self.head_dim:
             right = f"a divisor of embed_dim {self.embed_dim} (or set head_dim)"
-            _require(self.embed_dim % self.num_heads == 0, "num_heads", self.num_heads, right)
+            require(self.embed_dim % self.num_heads == 0, "num_heads", self.num_heads, right)
             self._fill(head_dim=self.embed_dim // self.num_heads)
         if not self.num_kv_heads:
             self._fill(num_kv_heads=self.num_heads)
         if not self.mlp_dim:
             self._fill(mlp_dim=4 * self.embed_dim)
         right = f"a divisor of num_heads {self.num_heads}"
-        _require(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", self.num_kv_heads, right)
+        require(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", self.num_kv_heads, right)
         if self.positions == "rotary":
-            _require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "even for rotary positions")
+            require(self.head_dim % 2 == 0, "head_dim", self.head_dim, "even for rotary positions")
         if self.positions == "sinusoidal":
-            _require(self.embed_dim % 2 == 0, "embed_dim", self.embed_dim, "even for sinusoids")
+            require(self.embed_dim % 2 == 0, "embed_dim", self.embed_dim, "even for sinusoids")
         if self.family == "encoder_decoder":
             if not self.num_encoder_layers:
                 self._fill(num_encoder_layers=self.num_layers)
-            _require(self.head == "lm", "head", self.head, "'lm', as an encoder_decoder needs")
+            require(self.head == "lm", "head", self.head, "'lm', as an encoder_decoder needs")
         self._check_head()
         self._check_layers()
         self._check_mup()
+        self._check_experts()
         if self.positions == "relative":
-            _require(
+            require(
                 self.relative_buckets >= 4 and self.relative_buckets % 4 == 0,
                 "relative_buckets", self.relative_buckets, "a multiple of 4",
             )  # fmt: skip
             right = f"over relative_buckets {self.relative_buckets}"
             distance = self.relative_max_distance
-            _require(distance > self.relative_buckets, "relative_max_distance", distance, right)
+            require(distance > self.relative_buckets, "relative_max_distance", distance, right)
         id_or_end = f"-1 or an id below vocab_size {self.vocab_size}"
-        _require(-1 <= self.start_id < self.vocab_size, "start_id", self.start_id, id_or_end)
+        require(-1 <= self.start_id < self.vocab_size, "start_id", self.start_id, id_or_end)
         if self.lora_rank:
-            _require(bool(self.lora_targets), "lora_targets", self.lora_targets, "a list of names")
+            require(bool(self.lora_targets), "lora_targets", self.lora_targets, "a list of names")
         for pattern in self.lora_targets:
             try:
                 re.compile(pattern)
@@ -262,17 +231,17 @@ class TransformerConfig:
         needs_classes = self.head in ("sequence", "tokens")
         if needs_classes:
             right = f"at least 1, as head {self.head!r} needs"
-            _require(self.num_classes >= 1, "num_classes", self.num_classes, right)
+            require(self.num_classes >= 1, "num_classes", self.num_classes, right)
         else:
             right = f"0: head {self.head!r} has no classes"
-            _require(self.num_classes == 0, "num_classes", self.num_classes, right)
+            require(self.num_classes == 0, "num_classes", self.num_classes, right)
         if self.head == "mlm":
             right = "'encoder', as head 'mlm' needs"
-            _require(self.family == "encoder", "family", self.family, right)
+            require(self.family == "encoder", "family", self.family, right)
         if self.head == "sequence" and self.pool in ("pooler", "first", "mean"):
             # The first token of a causal model has seen nothing else.
             right = "'last', as a decoder needs"
-            _require(self.family == "encoder", "pool", self.pool, right)
+            require(self.family == "encoder", "pool", self.pool, right)
 
     def _check_layers(self):
         if not isinstance(self.rope_scaling, RopeScaling):  # as it is in JSON
@@ -280,19 +249,19 @@ class TransformerConfig:
         for name in ("global_layers", "unrotated_layers"):
             numbers = tuple(getattr(self, name))
             right = f"numbers of layers, below num_layers {self.num_layers}"
-            _require(all(0 <= i < self.num_layers for i in numbers), name, numbers, right)
+            require(all(0 <= i < self.num_layers for i in numbers), name, numbers, right)
             self._fill(**{name: numbers})
         decoder = self.family == "decoder" and not self.read_prompts_whole
-        _require(decoder or not self.window, "window", self.window, "0, as only a decoder has one")
+        require(decoder or not self.window, "window", self.window, "0, as only a decoder has one")
         for name in ("global_layers", "rope_local_theta"):
             value = getattr(self, name)
-            _require(bool(self.window) or not value, name, value, "for models with a window")
+            require(bool(self.window) or not value, name, value, "for models with a window")
         rotary = self.positions == "rotary"
         for name in ("rope_local_theta", "unrotated_layers"):
             value = getattr(self, name)
-            _require(rotary or not value, name, value, "for rotary positions")
+            require(rotary or not value, name, value, "for rotary positions")
         scaled = self.rope_scaling.kind != "none"
-        _require(rotary or not scaled, "rope_scaling", self.rope_scaling, "for rotary positions")
+        require(rotary or not scaled, "rope_scaling", self.rope_scaling, "for rotary positions")
         if self.unrotated_layers and self.family == "encoder_decoder":
             raise ValueError("model.unrotated_layers: an encoder_decoder has none")
 
@@ -310,7 +279,22 @@ class TransformerConfig:
         )
         for name, other, fits in rules:
             right = f"0, as model.{other} {getattr(self, other)!r} needs"
-            _require(fits or not getattr(self, name), name, getattr(self, name), right)
+            require(fits or not getattr(self, name), name, getattr(self, name), right)
+
+    def _check_experts(self):
+        """Refuses what a mixture of experts has no rule for."""
+        if not self.num_experts:
+            return
+        number, right = self.experts_per_token, f"from 1 to num_experts {self.num_experts}"
+        require(1 <= number <= self.num_experts, "experts_per_token", number, right)
+        right = f"'decoder' or 'encoder', as num_experts {self.num_experts} needs"
+        require(self.family != "encoder_decoder", "family", self.family, right)
+        right = f"0, as num_experts {self.num_experts} needs"
+        require(not self.mup_base_width, "mup_base_width", self.mup_base_width, right)
+        products = [f"stack/layers_0/mlp/{name}" for name in ("up", "gate", "down")]
+        if self.lora_rank and any(map(self.has_adapter, products)):
+            right = f"of attention alone, as num_experts {self.num_experts} needs"
+            require(False, "lora_targets", self.lora_targets, right)
 
     @property
     def width_multiplier(self) -> float:

@@ -283,6 +283,18 @@ _ACTIVATIONS = {
 _GATES = {"swiglu": nn.silu, "geglu": functools.partial(nn.gelu, approximate=True)}
 
 
+def is_gated(config: TransformerConfig) -> bool:
+    """Whether an MLP has a product `gate`."""
+    return config.activation in _GATES
+
+
+def activate(config: TransformerConfig, up: Array, gate: Array | None) -> Array:
+    """What goes into the product `down`."""
+    if gate is not None:
+        return _GATES[config.activation](gate) * up
+    return _ACTIVATIONS[config.activation](up)
+
+
 class MLP(nn.Module):
     """down(activation(up x)), or with a gated activation down(activation(gate x) * up x)."""
 
@@ -293,46 +305,8 @@ class MLP(nn.Module):
         c = self.config
         D, F = c.embed_dim, c.mlp_dim
         h_BTF = Dense(c, (D, F), ("embed", "mlp"), name="up")(x_BTD, platform)
-        if c.activation in _GATES:
+        gate = None
+        if is_gated(c):
             gate = Dense(c, (D, F), ("embed", "mlp"), name="gate")(x_BTD, platform)
-            h_BTF = _GATES[c.activation](gate) * h_BTF
-        else:
-            h_BTF = _ACTIVATIONS[c.activation](h_BTF)
+        h_BTF = activate(c, h_BTF, gate)
         return Dense(c, (F, D), ("mlp", "embed"), residual=True, name="down")(h_BTF, platform)
-
-
-class Block(nn.Module):
-    """Self-attention, cross attention if there is a memory, MLP; each with norm and residual."""
-
-    config: TransformerConfig
-    deterministic: bool
-    cross: bool = False
-
-    @nn.compact
-    def __call__(
-        self, x_BTD: Array, context: Context, cache: LayerCache | None, kind: LayerKind
-    ) -> tuple[Array, LayerCache | None]:
-        context = context.of_layer(kind)
-        attention = Attention(self.config, name="attention")
-        x_BTD, cache = self._add("attention", x_BTD, lambda x: attention(x, context, cache))
-        if self.cross:
-            cross, known = Attention(self.config, name="cross_attention"), cache
-            x_BTD, cache = self._add("cross", x_BTD, lambda x: cross.cross(x, context, known))
-        mlp = MLP(self.config, name="mlp")
-        x_BTD, _ = self._add("mlp", x_BTD, lambda x: (mlp(x, context.platform), None))
-        return x_BTD, cache
-
-    def _add(self, name: str, x_BTD: Array, sublayer) -> tuple[Array, LayerCache | None]:
-        """x + sublayer(norm(x)), or by norm_order; and what else the sublayer returns."""
-        c = self.config
-        norm = Norm(c, name=f"{name}_norm")
-        dropout = nn.Dropout(c.dropout, deterministic=self.deterministic)
-        if c.norm_order == "post":
-            y_BTD, cache = sublayer(x_BTD)
-            return norm(x_BTD + dropout(y_BTD)), cache
-        y_BTD, cache = sublayer(norm(x_BTD))
-        if c.norm_order == "sandwich":
-            y_BTD = Norm(c, name=f"{name}_post_norm")(y_BTD)
-        if c.depth_multiplier != 1:
-            y_BTD = y_BTD / c.depth_multiplier
-        return x_BTD + dropout(y_BTD), cache

@@ -30,7 +30,12 @@ def quantize(params: Tree) -> Tree:
 
     Args:
       params: Of a Transformer, f32, in Flax's boxes or out of them.
+
+    Raises:
+      ValueError: They are of a mixture of experts.
     """
+    if any(name.endswith("mlp/router") for name in trees.flatten(nn.unbox(params))):
+        raise ValueError("model.num_experts: a mixture of experts has no 8-bit form")
     return trees.map_named(_quantize_leaf, nn.unbox(params))
 
 

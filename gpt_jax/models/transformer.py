@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.experts import ROUTER, summed
 from gpt_jax.models.heads import MaskedLM, classify
 from gpt_jax.models.layer_kinds import rotary_tables
 from gpt_jax.models.layers import Context, LayerCache, Norm, param, weight_init
@@ -47,10 +48,12 @@ class Transformer(nn.Module):
       config: The architecture.
       platform: JAX's name of the platform that computes ("cpu", "gpu", "tpu"); None: the default
         backend's. It chooses dtypes of products and the attention's implementation.
+      num_microbatches: Parts of a batch that go through the stages of a pipeline (models.pipeline).
     """
 
     config: TransformerConfig
     platform: str | None = None
+    num_microbatches: int = 1
 
     @nn.compact
     def __call__(
@@ -129,7 +132,10 @@ class Transformer(nn.Module):
         x_BTD = self._embed(embedding, tokens_BT, positions_BT, token_types)
         x_BTD = self._enter(x_BTD, precision, deterministic)
         layer_caches = None if cache is None else cache.layers
-        stack = Stack(c, deterministic, c.num_layers, c.family == "encoder_decoder", name="stack")
+        stack = Stack(
+            c, deterministic, c.num_layers, c.family == "encoder_decoder", self.num_microbatches,
+            name="stack",
+        )  # fmt: skip
         x_BTD, layer_caches = stack(x_BTD, context, layer_caches)
         if c.norm_order != "post":
             x_BTD = Norm(c, name="final_norm")(x_BTD)
@@ -156,7 +162,7 @@ class Transformer(nn.Module):
             x_BTD = x_BTD * jnp.asarray(c.embed_dim**0.5, c.dtype).astype(x_BTD.dtype)
         small = nn.initializers.normal(_embedding_std(c) / 2)
         if c.positions == "learned":
-            shape, axes = (c.seq_len, c.embed_dim), ("length", "embed")
+            shape, axes = (c.seq_len, c.embed_dim), ("positions", "embed")
             learned = param(self, table, small, axes, shape)
             x_BTD = x_BTD + jnp.take(learned, positions_BT, axis=0)
         elif c.positions == "sinusoidal":
@@ -286,6 +292,17 @@ def forward(
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         **how,
     )
+
+
+def forward_training(
+    model: Transformer, params: Tree, batch: Batch, dropout_key: Array | None = None
+) -> tuple[Any, dict[str, Array]]:
+    """`forward` as a training step needs it: with the sums of `experts.router_sums`, means over
+    the layers; {} without experts."""
+    if not model.config.num_experts:
+        return forward(model, params, batch, dropout_key), {}
+    outputs, variables = forward(model, params, batch, dropout_key, mutable=[ROUTER])
+    return outputs, summed(variables, model.config.num_layers)
 
 
 def init_params(model: Transformer, key: Array) -> Tree:

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.ops import products
+from gpt_jax.ops.chunked_attention import chunked, devices_of_a_row
 from gpt_jax.ops.products import Precision
+from gpt_jax.ops.scores import MASKED, attend, capped, heads_first
 from gpt_jax.types import Array
 
-# Finite, so that a row without any visible key gives a uniform softmax instead of NaN.
-_MASKED = -1e30
 # Queries taken at once on CPU: a block of queries meets only the keys up to its own end, so about
 # half of the scores is never computed.
 _BLOCK = 64
@@ -32,26 +32,6 @@ def _scores_mask(causal, segment_ids_BT, window, start: int, stop: int, num_keys
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
-def _capped(scores: Array, softcap: float) -> Array:
-    return softcap * jnp.tanh(scores / softcap) if softcap else scores
-
-
-def _attend(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BNTS, softcap, precision: Precision) -> Array:
-    """Softmax attention with heads in front of length; scores and softmax in f32."""
-    B, K, G, T, H = q_BKGTH.shape
-    # The G queries of a key head stand behind one another: one product for each (B, K).
-    q = q_BKGTH.reshape(B, K, G * T, H)
-    scores = products.batched_dot(q, k_BKSH, ((3,), (3,)), precision).reshape(B, K, G, T, -1)
-    scores = _capped(scores, softcap)
-    if bias_BNTS is not None:
-        scores = scores + bias_BNTS.reshape(bias_BNTS.shape[0], K, G, *bias_BNTS.shape[2:])
-    if mask is not None:
-        scores = jnp.where(mask, scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).reshape(B, K, G * T, -1)
-    out = products.batched_dot(weights, v_BKSH, ((3,), (2,)), precision)
-    return out.reshape(B, K, G, T, H)
-
-
 def _einsum(
     q_BTNH, k_BSKH, v_BSKH, *, causal, segment_ids_BT, window, mask_BTS, bias_BNTS, softcap,
     precision,
@@ -64,7 +44,7 @@ def _einsum(
         mask = mask_BTS[:, None, None]
     else:
         mask = _scores_mask(causal, segment_ids_BT, window, 0, q.shape[3], k.shape[2])
-    out = _attend(q, k, v, mask, bias_BNTS, softcap, precision)
+    out = attend(q, k, v, mask, bias_BNTS, softcap, precision)
     return out.reshape(B, N, T, H).transpose(0, 2, 1, 3)
 
 
@@ -116,9 +96,9 @@ def _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap, precis
     for start, stop in _block_bounds(T):
         q = q_BKGTH[:, :, :, start:stop].reshape(B, K, -1, H)
         scores = products.batched_dot(q, k_BKTH[:, :, :stop], ((3,), (3,)), precision)
-        scores = _capped(scores.reshape(B, K, G, stop - start, stop), softcap)
+        scores = capped(scores.reshape(B, K, G, stop - start, stop), softcap)
         mask = _scores_mask(True, segment_ids_BT, window, start, stop, stop)
-        scores = jnp.where(mask, scores, _MASKED)
+        scores = jnp.where(mask, scores, MASKED)
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
@@ -154,7 +134,7 @@ def _blocked_bwd(softcap, precision, residuals, g_BTNH):
         same = segments[:, start:stop, None] == segments[:, None, start:]
         mask = (visible & same)[:, None, :, None]
         scores = dot(k_BKTH[:, :, start:stop], q, ((3,), (3,))).reshape(B, K, size, G, length)
-        scores = _capped(scores, softcap)
+        scores = capped(scores, softcap)
         weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
         grad = dot(v_BKTH[:, :, start:stop], g, ((3,), (3,))).reshape(scores.shape)
         dscores = weights * (grad - delta)
@@ -203,14 +183,18 @@ _IMPLEMENTATIONS = {
     "blocked": _blocked,
     "xla": functools.partial(_library, name="xla"),
     "cudnn": functools.partial(_library, name="cudnn"),
+    "chunked": chunked,
 }
 IMPLEMENTATIONS = ("auto", *_IMPLEMENTATIONS)
 
 
 def implementation_for(name: str, platform: str) -> str:
-    """What "auto" means on a platform of JAX; other names stand for themselves."""
+    """What "auto" means on a platform of JAX and on the mesh in use; other names stand for
+    themselves."""
     if name != "auto":
         return name
+    if devices_of_a_row() > 1:
+        return "chunked"
     return {"cpu": "blocked"}.get(platform, "xla")
 
 
@@ -285,11 +269,6 @@ def attend_cached(
     assert N % K == 0, (q_BTNH.shape, k_BKSH.shape)
     q_BKGTH = heads_first(_scaled(q_BTNH, scale)).reshape(B, K, N // K, T, H)
     mask = mask_BTS[:, None, None]
-    out_BKGTH = _attend(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BNTS, softcap, precision)
+    out_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BNTS, softcap, precision)
     out_BTNH = out_BKGTH.reshape(B, N, T, H).transpose(0, 2, 1, 3)
     return products.to_compute(out_BTNH, precision)
-
-
-def heads_first(x_BTNH: Array) -> Array:
-    """[B, N, T, H]."""
-    return x_BTNH.transpose(0, 2, 1, 3)

@@ -72,6 +72,22 @@ def batched_dot(x: Array, y: Array, contract: tuple, precision: Precision) -> Ar
     return _dot(x, y, contract, ((0, 1), (0, 1)), precision.operands, "float32")
 
 
+def einsum(how: str, x: Array, w: Array, precision: Precision) -> Array:
+    """The einsum `how` of x and f32 weights w, in `precision.output`; dw is in `operands` first.
+
+    For products that are no plain `project`: those of experts, whose weights are a batch.
+    """
+    dtype = precision.operands
+    y = jnp.einsum(
+        how,
+        x.astype(dtype),
+        w.astype(dtype),
+        precision=lax.Precision.HIGHEST if dtype == "float32" else None,
+        preferred_element_type=jnp.float32,
+    )
+    return y.astype(precision.output)
+
+
 def transposed(x: Array, axes: tuple[int, ...], split: int) -> Array:
     """x.transpose(axes), written out; `split` is a dim of x.
 

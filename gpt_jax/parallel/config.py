@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-AXES = ("data", "fsdp", "tensor")
+# In the order of the mesh, whose last axes are neighbours: what is sent most often goes least far.
+AXES = ("data", "stage", "fsdp", "expert", "sequence", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,11 +15,18 @@ class MeshConfig:
       data: Copies of the model, each with its share of the batch.
       fsdp: Shares of the batch that also split the parameters (arXiv:1910.02054).
       tensor: Splits heads, MLP width and vocabulary (arXiv:1909.08053).
+      sequence: Splits the tokens of a row, for long ones: queries see the keys of all devices.
+      expert: Shares of the batch that also split the experts of mixture-of-experts layers
+        (arXiv:2006.16668).
+      stage: Splits the layers, which then run as a pipeline (arXiv:1811.06965).
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    sequence: int = 1
+    expert: int = 1
+    stage: int = 1
 
     def __post_init__(self):
         sizes = dataclasses.asdict(self)

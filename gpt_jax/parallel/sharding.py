@@ -14,15 +14,19 @@ from gpt_jax import trees
 from gpt_jax.types import Array, Tree
 
 RULES: dict[str | None, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "length": (),
+    "batch": ("data", "fsdp", "expert"),
+    "expert": ("expert",),
+    "rows_of_an_expert": ("data", "fsdp"),
+    "length": ("sequence",),
+    "kv_length": (),
+    "positions": (),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
-    "layers": (),
+    "layers": ("stage",),
     "buckets": (),
     "types": (),
     "classes": (),
@@ -47,6 +51,12 @@ def spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> Pa
         used |= set(axes)
         entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
     return PartitionSpec(*entries)
+
+
+def axis_size(axis: str) -> int:
+    """Devices along an axis of the mesh in use (jax.set_mesh); 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[axis]
 
 
 def constrain(x: Array, *names: str | None) -> Array:
@@ -88,9 +98,23 @@ def state_shardings(state: Tree, params: Tree, shardings: Tree, mesh: Mesh) -> T
     return trees.map_named(sharding, state)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays [B, ...] split over the mesh axes of "batch"."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """How an array of a global batch lies: [B] or [B, T, ...], rows over "batch", T over "length".
+
+    A target of a whole row, [B, C], has no T; where C is split like one, nothing is computed twice
+    or wrongly.
+    """
+    names = ("batch", "length", *(None,) * len(shape))[: len(shape)]
+    return NamedSharding(mesh, spec(names, shape, mesh))
+
+
+def abstract_batch(rows: dict[str, np.ndarray], batch_size: int, mesh: Mesh):
+    """Shapes with shardings of a global batch, from some rows of it."""
+    shapes = {name: (batch_size, *array.shape[1:]) for name, array in rows.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, rows[name].dtype, sharding=batch_sharding(mesh, shape))
+        for name, shape in shapes.items()
+    }
 
 
 def check_batch_size(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
@@ -99,27 +123,28 @@ def check_batch_size(batch_size: int, num_microbatches: int, mesh: Mesh) -> None
     if batch_size % (shards * num_microbatches):
         raise ValueError(
             f"train.batch_size: {batch_size} is not a multiple of {shards * num_microbatches}, "
-            f"the mesh's data x fsdp {shards} times train.num_microbatches {num_microbatches}"
+            f"the mesh's {' x '.join(RULES['batch'])} {shards} times train.num_microbatches "
+            f"{num_microbatches}"
         )
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     """Positions inside the global batch that this process's devices need, sorted: int64[n]."""
-    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    indices = batch_sharding(mesh, (batch_size,)).addressable_devices_indices_map((batch_size,))
     rows = np.arange(batch_size)
     return np.unique(np.concatenate([rows[index] for index in indices.values()]))
 
 
 def global_batch(host_batch: dict[str, np.ndarray], rows: np.ndarray, batch_size: int, mesh: Mesh):
     """Global arrays from this process's rows (`rows`: their positions in the global batch)."""
-    sharding = batch_sharding(mesh)
 
     def place(local: np.ndarray) -> Array:
         def shard(index) -> np.ndarray:
             wanted = np.arange(batch_size)[index[0]]
-            return local[np.searchsorted(rows, wanted)]
+            return local[np.searchsorted(rows, wanted)][(slice(None), *index[1:])]
 
-        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+        shape = (batch_size, *local.shape[1:])
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, shape), shard)
 
     return {name: place(array) for name, array in host_batch.items()}
 

@@ -9,6 +9,7 @@ from gpt_jax.runs.config import RunConfig, flatten
 # How a run is computed, watched and stored: another value gives the same numbers, but for rounding.
 NOT_OF_THE_NUMBERS = (
     "model.scan", "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor",
+    "mesh.sequence", "mesh.expert", "mesh.stage",
     "train.log_every", "train.eval_every", "train.eval_batches", "train.checkpoint_every",
     "train.keep", "train.keep_every", "train.sample_prompts", "train.sample_tokens",
     "train.tensorboard", "train.wandb", "train.profile", "train.stall_timeout",
@@ -18,7 +19,11 @@ NOT_OF_THE_NUMBERS = (
 # They choose the best checkpoint and the end of a run that looks for it.
 _OF_THE_BEST = ("train.eval_every", "train.eval_batches", "tasks.eval_examples")
 # Fields that came later: with these values a config is the run that it was without them.
-_AS_EVER = {"train.on_nonfinite": "halt", "train.spike_sigma": 0.0}
+_AS_EVER = {
+    "train.on_nonfinite": "halt", "train.spike_sigma": 0.0, "model.num_experts": 0,
+    "model.experts_per_token": 2, "model.expert_capacity": 0.0, "model.expert_balance": 0.01,
+    "model.router_z_loss": 0.001,
+}  # fmt: skip
 
 
 def of_the_numbers(config: RunConfig) -> dict[str, Any]:

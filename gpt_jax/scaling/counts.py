@@ -25,7 +25,7 @@ def parameter_counts(config: Any) -> dict[str, int]:
         "token embedding": c.vocab_size * D,
         "position embedding": _position_parameters(c) + c.num_token_types * D,
         "attention": (stacks + crosses) * sum(_attention(c).values()),
-        "mlp": stacks * sum(_mlp(c).values()),
+        "mlp": stacks * (_experts(c) * sum(_mlp(c).values()) + _router(c)),
         "norms": stacks * (2 * around * norm + qk) + crosses * (around * norm + qk) + ends * norm,
         "head": _head_parameters(c, norm),
         "adapters": _adapters(c),
@@ -54,6 +54,20 @@ def _mlp(c: Any) -> dict[str, int]:
     bias = 1 if c.bias else 0
     gate = {"gate": D * F + bias * F} if c.activation in ("swiglu", "geglu") else {}
     return {"up": D * F + bias * F, **gate, "down": F * D + bias * D}
+
+
+def _experts(c: Any) -> int:
+    """MLPs of a layer."""
+    return c.num_experts or 1
+
+
+def _active(c: Any) -> int:
+    """MLPs of a layer that a token goes through."""
+    return c.experts_per_token if c.num_experts else 1
+
+
+def _router(c: Any) -> int:
+    return c.embed_dim * c.num_experts
 
 
 def _position_parameters(c: Any) -> int:
@@ -85,6 +99,11 @@ class _Product:
     ends: int
 
     @property
+    def parameter(self) -> str:
+        """The name of its weights."""
+        return self.name if self.name.endswith("/router") else f"{self.name}/kernel"
+
+    @property
     def of_source(self) -> bool:
         """Whether it is computed once a token of the encoder's input."""
         return (
@@ -100,7 +119,9 @@ def _products(c: Any) -> list[_Product]:
     ends = {"q": D + heads[0], "k": D + heads[1], "v": D + heads[1], "out": D + heads[0]}
     attention = {name: (size, ends[name]) for name, size in _attention(c).items()}
     layer = {f"attention/{name}": sizes for name, sizes in attention.items()}
-    layer |= {f"mlp/{name}": (size, D + F) for name, size in _mlp(c).items()}
+    layer |= {f"mlp/{name}": (_active(c) * size, D + F) for name, size in _mlp(c).items()}
+    if c.num_experts:
+        layer["mlp/router"] = (_router(c), D + c.num_experts)
     E = _encoder_layers(c)
     cross = {f"cross_attention/{name}": sizes for name, sizes in attention.items()} if E else {}
     found = []
@@ -133,7 +154,8 @@ def optimizer_slots(name: str, config: Any) -> int:
         attention = 2 * c.embed_dim * (c.num_heads + c.num_kv_heads) * c.head_dim
         mlp = (3 if c.activation in ("swiglu", "geglu") else 2) * c.embed_dim * c.mlp_dim
         E = _encoder_layers(c)
-        slots -= (c.num_layers * (2 if E else 1) + E) * attention + (c.num_layers + E) * mlp
+        mlps = (c.num_layers + E) * _experts(c)
+        slots -= (c.num_layers * (2 if E else 1) + E) * attention + mlps * mlp
     return slots
 
 
@@ -160,10 +182,18 @@ def num_parameters(config: Any, *, embeddings: bool = True, head: bool = True) -
     return total + (tables if embeddings else tied if head else 0)
 
 
+def num_active_parameters(config: Any) -> int:
+    """All parameters but those of the experts that a token does not go through."""
+    c = config
+    layers = c.num_layers + _encoder_layers(c)
+    return num_parameters(c) - layers * (_experts(c) - _active(c)) * sum(_mlp(c).values())
+
+
 FLOPS_RULE = (
     "of the model, a token: 6 for each weight of a product that is trained (2 forward, 2 for the "
     "gradient of its input, 2 for its own), 4 for a frozen one, 2 where nothing trained lies "
-    "before it; the head too, embeddings and norms not; scores and weighted values with the keys "
+    "before it; of experts those that a token goes through; the head too, embeddings and norms "
+    "not; scores and weighted values with the keys "
     "that are seen: half of them where attention is causal, at most the window; a row counts as "
     "one sequence, padding too; what is recomputed does not count; a teacher has 2 a weight"
 )
@@ -216,7 +246,7 @@ def flops_per_token(
     flops = 0.0
     for p in _products(c):
         tokens = source if p.of_source else 1.0
-        flops += tokens * cost(p.size, p.place, is_trained(f"{p.name}/kernel"))
+        flops += tokens * cost(p.size, p.place, is_trained(p.parameter))
         if c.lora_rank and c.has_adapter(p.name):
             own = is_trained(f"{p.name}/lora_a")
             flops += tokens * cost(c.lora_rank * p.ends, p.place, own)

@@ -27,6 +27,7 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs.config import RunConfig
 from gpt_jax.runs.state import Fixed, TrainState, abstract_on_mesh, make_init, shardings
 from gpt_jax.scaling import counts
+from gpt_jax.train.mesh_checks import check_mesh
 from gpt_jax.train.sharded_step import jit_step
 from gpt_jax.types import Batch, Tree
 
@@ -100,7 +101,7 @@ def abstract_run(config: RunConfig, devices: list) -> AbstractRun:
       ValueError: The mesh or the batch does not fit the devices.
     """
     mesh = make_mesh(config.mesh, devices)
-    sharding.check_batch_size(config.train.batch_size, config.train.num_microbatches, mesh)
+    check_mesh(config, mesh)
     model = Transformer(config.model, mesh.devices.flat[0].platform)
     params = abstract_on_mesh(model, mesh)
     if config.model.lora_rank:
@@ -194,12 +195,7 @@ def abstract_batch(config: RunConfig, mesh: Mesh) -> Batch:
     if config.objective.name in ("permutation_lm", "prefix_lm"):
         record |= {name: np.zeros(1, np.int32) for name in ("key_ranks", "query_ranks")}
     fields = Layout(seq_len, source_len).collate([[record]])
-    where = sharding.batch_sharding(mesh)
-    rows = config.train.batch_size
-    return {
-        name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=where)
-        for name, array in fields.items()
-    }
+    return sharding.abstract_batch(fields, config.train.batch_size, mesh)
 
 
 def bytes_on_a_device(tree: Tree) -> int:

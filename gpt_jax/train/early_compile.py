@@ -59,11 +59,7 @@ def compile_early(
     if mesh.devices.flat[0].platform != "cpu" or len(data.train.parts) != 1:
         return step
     (rows,) = data.train.parts.values()
-    place = sharding.batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype, sharding=place)
-        for name, x in rows.batch([0]).items()
-    }
+    batch = sharding.abstract_batch(rows.batch([0]), batch_size, mesh)
 
     def compile_it() -> None:
         # What fails here fails in the first call too, where it is understood.

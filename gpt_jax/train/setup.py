@@ -18,7 +18,6 @@ from gpt_jax.optim.durations import Clock, Duration
 from gpt_jax.optim.optimizers import learning_rate, make_optimizer
 from gpt_jax.optim.trainable import trainable_mask
 from gpt_jax.optim.width_scaling import WidthScaling
-from gpt_jax.parallel import sharding
 from gpt_jax.parallel.distributed import peers
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs import metrics
@@ -41,6 +40,7 @@ from gpt_jax.runs.state import (
 from gpt_jax.scaling import counts
 from gpt_jax.train.early_compile import compile_early, fixed_shapes, state_shapes
 from gpt_jax.train.initial import first_params, load_teacher
+from gpt_jax.train.mesh_checks import check_mesh
 from gpt_jax.train.sharded_step import jit_step
 from gpt_jax.train.workdir import (
     find_run,
@@ -176,7 +176,7 @@ def set_up(
     if config.train.wandb:
         metrics.require_wandb(config.train.wandb)
     mesh = make_mesh(config.mesh, devices)
-    sharding.check_batch_size(config.train.batch_size, config.train.num_microbatches, mesh)
+    check_mesh(config, mesh)
     kept = workdir / layout.TOKENIZER
     tokenizer = load_tokenizer(kept, config.data.eos_token) if resuming else None
     data = peers().host_first(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax import trees
-from gpt_jax.models.transformer import forward
+from gpt_jax.models.transformer import forward, forward_training
 from gpt_jax.objectives.objectives import Objective
 from gpt_jax.optim.adam import AdamState
 from gpt_jax.parallel.sharding import constrain
@@ -26,9 +26,76 @@ def _microbatches(batch: Batch, number: int) -> Batch:
 
     def split(x: Array) -> Array:
         x = x.reshape(x.shape[0] // number, number, *x.shape[1:]).swapaxes(0, 1)
-        return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+        return constrain(x, *(None, "batch", "length", *(None,) * x.ndim)[: x.ndim])
 
     return jax.tree.map(split, dict(batch))
+
+
+def key_of_step(state: TrainState) -> Array:
+    """The base of the next step's dropout keys."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+
+def gradients(
+    params: Tree,
+    batch: Batch,
+    fixed: Fixed,
+    step_key: Array,
+    *,
+    model: Any,
+    objective: Objective,
+    teacher: Any = None,
+    num_microbatches: int = 1,
+    dropout: bool = False,
+) -> tuple[Tree, dict[str, Array], Array]:
+    """The gradient of what is minimised, for the trained parameters.
+
+    Args:
+      params: The trained parameters.
+      step_key: Base of the dropout's keys.
+      batch, fixed, model, objective, teacher, num_microbatches, dropout: See train_step.
+
+    Returns:
+      The gradient, the objective's means over the batch, and the number of its targets.
+    """
+    # The divisor is the whole batch's: microbatches with unequal masks are weighed as one batch.
+    num_targets = objective.count(batch)
+    divisor = jnp.maximum(num_targets, 1.0)
+    # What routers lose is a mean over tokens, of every microbatch too.
+    num_tokens = jnp.maximum((batch["segment_ids"] > 0).sum(), 1)
+
+    def loss_fn(params: Tree, microbatch: Batch, number: Array | int):
+        # The gradient is that of the trained parameters alone: what is frozen costs no product.
+        params = params if fixed.frozen is None else trees.merge(params, fixed.frozen)
+        key = jax.random.fold_in(step_key, number) if dropout else None
+        if teacher is not None:
+            logits = forward(teacher, fixed.teacher, microbatch)
+            microbatch = {**microbatch, "teacher_logits": jax.lax.stop_gradient(logits)}
+        outputs, router = forward_training(model, params, microbatch, key)
+        total, sums = objective.loss(outputs, microbatch)
+        loss, means = total / divisor, jax.tree.map(lambda x: x / divisor, sums)
+        if router:
+            router = {name: x / num_tokens for name, x in router.items()}
+            loss += model.config.expert_balance * router["balance"]
+            loss += model.config.router_z_loss * router["z"]
+            means |= {f"router_{name}": x for name, x in router.items()}
+        return loss, means
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if num_microbatches == 1:
+        grads, means = grad_fn(params, batch, 0)
+    else:
+
+        def accumulate(carry, xs):
+            number, microbatch = xs
+            return jax.tree.map(jnp.add, carry, grad_fn(params, microbatch, number)), None
+
+        parts = _microbatches(batch, num_microbatches)
+        part = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(grad_fn, params, part, 0)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        (grads, means), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(num_microbatches), parts))
+    return grads, means, num_targets
 
 
 def train_step(
@@ -67,37 +134,10 @@ def train_step(
       finite, parameters and optimizer state are those of before, to the bit, and it is counted;
       if that is once too often, flags.first_nonfinite holds the step.
     """
-    step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    # The divisor is the whole batch's: microbatches with unequal masks are weighed as one batch.
-    num_targets = objective.count(batch)
-    divisor = jnp.maximum(num_targets, 1.0)
-    fixed = fixed or Fixed()
-
-    def loss_fn(params: Tree, microbatch: Batch, number: Array | int):
-        # The gradient is that of the trained parameters alone: what is frozen costs no product.
-        params = params if fixed.frozen is None else trees.merge(params, fixed.frozen)
-        key = jax.random.fold_in(step_key, number) if dropout else None
-        if teacher is not None:
-            logits = forward(teacher, fixed.teacher, microbatch)
-            microbatch = {**microbatch, "teacher_logits": jax.lax.stop_gradient(logits)}
-        total, sums = objective.loss(forward(model, params, microbatch, key), microbatch)
-        return total / divisor, jax.tree.map(lambda x: x / divisor, sums)
-
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-    if num_microbatches == 1:
-        grads, means = grad_fn(state.params, batch, 0)
-    else:
-
-        def accumulate(carry, xs):
-            number, microbatch = xs
-            return jax.tree.map(jnp.add, carry, grad_fn(state.params, microbatch, number)), None
-
-        parts = _microbatches(batch, num_microbatches)
-        part = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(grad_fn, state.params, part, 0)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        (grads, means), _ = jax.lax.scan(accumulate, zeros, (jnp.arange(num_microbatches), parts))
-
+    grads, means, num_targets = gradients(
+        state.params, batch, fixed or Fixed(), key_of_step(state), model=model, objective=objective,
+        teacher=teacher, num_microbatches=num_microbatches, dropout=dropout,
+    )  # fmt: skip
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(means["loss"])
     if spike_sigma:
