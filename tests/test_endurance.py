@@ -22,8 +22,8 @@ from endurance_child import POINTS, train
 
 from gpt_jax import trees
 from gpt_jax.runs.checkpoint_reader import CheckpointReader
-from gpt_jax.runs.events import read_events
-from gpt_jax.runs.goodput import goodput
+from gpt_jax.runs.events import FILE, read_events
+from gpt_jax.runs.goodput import goodput, in_words
 from gpt_jax.runs.metrics import VOLATILE, read_rows
 from gpt_jax.runs.quarantine import CheckpointWarning
 from gpt_jax.runs.run import open_run
@@ -120,6 +120,12 @@ def whole(start, tmp_path_factory):
     return workdir, rows_of(workdir), sha_of(workdir), leaves_of(workdir)
 
 
+@pytest.fixture(scope="module")
+def patience(whole):
+    """Seconds in one phase that are no hang: well above what a whole run had, compiling too."""
+    return round(5 + 2 * max(row.get("seconds", 0) for row in read_events(whole[0] / FILE)))
+
+
 def assert_is_whole(workdir, whole):
     """Rows and final parameters are the same, no row is missing and none is twice."""
     _, rows, sha, _ = whole
@@ -192,6 +198,7 @@ def test_fifty_kills(start, whole, tmp_path):
             reached = max(0, found[0]["step"] - lost[-1]) if found else 0
         assert ended(start(workdir), workdir) == FINISHED, said(workdir)
         assert_is_whole(workdir, whole)
+        print(f"time of a run killed ten times: {in_words(goodput(workdir))}")
     assert len(lost) == 50
     # The save under way may be lost, and what was done since.
     assert max(lost) <= 2 * SAVE_EVERY
@@ -258,7 +265,7 @@ def test_stalls_are_found_where_they_were(start, tmp_path):
     }  # fmt: skip
     plan = {"stall_all": [(phase, *how[:2]) for phase, how in planted.items()]}
     assert ended(start(workdir, plan), workdir) == FINISHED, said(workdir)
-    events = [row for row in read_events(workdir / "events.jsonl") if row["kind"] == "phase"]
+    events = [row for row in read_events(workdir / FILE) if row["kind"] == "phase"]
     took = dict(re.findall(r"^stalled: (\w+) ([\d.]+)$", said(workdir), re.M))
     told = []
     for phase, (_, seconds, step) in planted.items():
@@ -281,27 +288,27 @@ def test_stalls_are_found_where_they_were(start, tmp_path):
     )
 
 
-def test_two_thousand_clean_steps_are_no_alarm(start, tmp_path):
+def test_two_thousand_clean_steps_are_no_alarm(start, patience, tmp_path):
     workdir = tmp_path / "run"
     words = ["train.duration=2000", "train.checkpoint_every=500", "train.eval_every=500"]
-    words += ["train.stall_timeout=12", "train.log_every=10"]
+    words += [f"train.stall_timeout={patience}", "train.log_every=10"]
     assert ended(start(workdir, None, words), workdir) == FINISHED, said(workdir)
     assert not list(workdir.glob("stacks*"))
     assert goodput(workdir)["stalled"] == 0
-    longest = max(row.get("seconds", 0) for row in read_events(workdir / "events.jsonl"))
-    print(f"\n2,000 clean steps, no alarm; the longest entry has {longest:.1f} s")
+    longest = max(row.get("seconds", 0) for row in read_events(workdir / FILE))
+    print(f"\n2,000 clean steps, no alarm over {patience} s; the longest entry: {longest:.1f} s")
 
 
 @pytest.mark.parametrize("phase", ["data_wait", "step", "evaluate", "save_wait"])
-def test_a_hang_in_any_phase_ends_with_70(start, tmp_path, phase):
+def test_a_hang_in_any_phase_ends_with_70(start, patience, tmp_path, phase):
     workdir = tmp_path / "run"
     nth = {"data_wait": 30, "step": 30, "evaluate": 1, "save_wait": 4}[phase]
-    process = start(workdir, {"stall": (phase, nth, 600)}, ["train.stall_timeout=12"])
+    process = start(workdir, {"stall": (phase, nth, 10_000)}, [f"train.stall_timeout={patience}"])
     assert ended(process, workdir) == STALLED, said(workdir)
     assert f"has been in phase {phase!r}" in said(workdir)
     stacks = (workdir / "stacks-0.txt").read_text()
     assert stacks.startswith(f"{phase} for") and "endurance_child.py" in stacks
-    assert goodput(workdir)["stalled"] == pytest.approx(12, abs=4)
+    assert goodput(workdir)["stalled"] == pytest.approx(patience, rel=0.2, abs=4)
 
 
 @contextlib.contextmanager
