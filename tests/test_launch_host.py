@@ -275,6 +275,7 @@ def test_the_set_up_of_a_host(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="code is shipped from a repository")
 def test_from_the_laptop_to_a_trained_run(cloud, tmp_path, monkeypatch, corpus):
     """A gcloud whose hosts are folders of this machine: the whole way, once preempted."""
     (cloud.folder / "bin" / "gcloud").write_text(
