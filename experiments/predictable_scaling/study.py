@@ -106,7 +106,8 @@ def main(words: list[str] | None = None) -> None:
         measure(run)
     gpt_jax("scaling", "score", f"--run={run}")
     gpt_jax("report", f"--runs={args.root / ladder},{run}", f"--out={args.root / 'report.html'}",
-            "--title=Predictable scaling", f"--png={kept / 'figures'}")  # fmt: skip
+            "--title=Predictable scaling", f"--png={kept / 'figures'}",
+            f"--min_tokens={0 if args.debug else MIN_TOKENS}")  # fmt: skip
 
 
 if __name__ == "__main__":

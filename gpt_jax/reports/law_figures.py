@@ -54,6 +54,7 @@ def isoflop_figure(
 def compute_figure(
     runs: Sequence[tuple[str, float, float]],
     fitted: Sequence[tuple[float, float]],
+    held_out: Sequence[tuple[str, float, float]],
     line: Sequence[tuple[float, float, float, float]],
     level: float,
     caption: str,
@@ -63,6 +64,7 @@ def compute_figure(
     Args:
       runs: (run, FLOPs, loss).
       fitted: (FLOPs, loss).
+      held_out: (run, FLOPs, loss) of runs that were predicted, and are in no fit.
       line: (FLOPs, loss, low, high) along the law.
       level: Of the interval.
       caption: Says what was fitted.
@@ -74,6 +76,10 @@ def compute_figure(
     ]
     series += [
         Series("fitted", *zip(*fitted, strict=True), _RED, "crosses"),
+        *(
+            Series(f"{run}, predicted", (x,), (y,), _BLACK, "crosses", run)
+            for run, x, y in held_out
+        ),
         Series("law", xs, ys, _BLUE),
         Series(f"{level:.0%} interval", xs, lows, _BLUE, "dashed"),
         Series(f"{level:.0%} interval", xs, highs, _BLUE, "dashed", legend=False),

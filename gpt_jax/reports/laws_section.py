@@ -1,6 +1,7 @@
 """Laws fitted to the runs of a report: isoFLOP curves, L(C) and L(N, D), intervals, residuals."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from gpt_jax.scaling.bootstrap import Bootstrap, interval
 from gpt_jax.scaling.fits import predicted
 from gpt_jax.scaling.fitted import LEVEL, fit_law, ladder_points
 from gpt_jax.scaling.optima import fit_minima, frontier, isoflop_minima
-from gpt_jax.scaling.points import Points, budgets
+from gpt_jax.scaling.points import Points, budgets, reason_against
 
 _FEWEST_SIZES = 3  # with fewer, nobody meant to fit anything
 _LINE = 40  # points of a law's line
@@ -39,7 +40,9 @@ class Laws:
     refusal: str = ""
 
 
-def laws_section(rows: list[dict[str, Any]], palette: Mapping[str, str]) -> Laws:
+def laws_section(
+    rows: list[dict[str, Any]], palette: Mapping[str, str], min_tokens: int = 0
+) -> Laws:
     """Fits what the runs allow, and shows it.
 
     Runs whose loss was predicted are held out: a law that has seen them says nothing about them.
@@ -47,18 +50,19 @@ def laws_section(rows: list[dict[str, Any]], palette: Mapping[str, str]) -> Laws
     Args:
       rows: As in a ledger.
       palette: Colours by run's name.
+      min_tokens: Runs that saw fewer are left out, as of ladder_points.
     """
     ladder = [row for row in rows if not row.get("prediction_sha256")]
     if len({row.get("num_params") for row in ladder}) < _FEWEST_SIZES:
         return Laws()
     try:
-        points = ladder_points(rows)
+        points = ladder_points(rows, min_tokens=min_tokens)
     except ValueError as error:
         return Laws(refusal=_refusal("No law", error))
     parts, figures, refusals = [], [], []
     for what, show in (
         ("No isoFLOP curve", _isoflop),
-        ("No L(C)", _compute_law),
+        ("No L(C)", functools.partial(_compute_law, held_out=_held_out(rows))),
         ("No L(N, D)", _param_data_law),
     ):
         try:
@@ -119,7 +123,18 @@ def _parabola(runs: list[tuple[str, float, float]]) -> tuple[float, float, float
     return float(square), float(linear), float(constant)
 
 
-def _compute_law(points: Points, palette: Mapping[str, str]) -> tuple[str, Figure]:
+def _held_out(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+    """(run, FLOPs, loss) of finished runs that were predicted."""
+    return [
+        (row["name"], row["flops"], row["loss"])
+        for row in rows
+        if row.get("prediction_sha256") and not reason_against(row)
+    ]
+
+
+def _compute_law(
+    points: Points, palette: Mapping[str, str], held_out: list[tuple[str, float, float]]
+) -> tuple[str, Figure]:
     """L(C) through the best run of each budget."""
     found = fit_law("compute", points).found
     best = frontier(points)
@@ -128,6 +143,7 @@ def _compute_law(points: Points, palette: Mapping[str, str]) -> tuple[str, Figur
     figure = compute_figure(
         list(zip(points.names, points.flops, points.loss, strict=True)),
         list(zip(best.flops, best.loss, strict=True)),
+        held_out,
         list(zip(line, found.law.predict(line), low, high, strict=True)),
         LEVEL,
         "A power law of the lowest loss of each budget, up to ten times the largest budget. The "

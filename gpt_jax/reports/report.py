@@ -20,7 +20,11 @@ from gpt_jax.reports.tables import differences, scientific
 
 
 def write_report(
-    places: list[str], out: epath.PathLike, title: str = "", png: epath.PathLike | None = None
+    places: list[str],
+    out: epath.PathLike,
+    title: str = "",
+    png: epath.PathLike | None = None,
+    min_tokens: int = 0,
 ) -> list[epath.Path]:
     """Writes the page, and the figures as PNG if a folder for them is given.
 
@@ -29,6 +33,7 @@ def write_report(
       out: The HTML to write; what was there is replaced.
       title: Of the page; "": made of the places' names.
       png: A folder, made if it is not there.
+      min_tokens: Runs that saw fewer are in no fit.
 
     Returns:
       What was written, the page first.
@@ -42,7 +47,7 @@ def write_report(
         raise ValueError(f"--out: {str(out)!r} is a folder; name a file, such as report.html")
     runs = read_runs(places)
     title = title or "Runs of " + ", ".join(epath.Path(place).name or place for place in places)
-    markup, figures = report(runs, title)
+    markup, figures = report(runs, title, min_tokens)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Written whole or not at all.
     partial = out.with_name(f"{out.name}.partial")
@@ -56,17 +61,18 @@ def write_report(
     return written
 
 
-def report(runs: list[ReportRun], title: str) -> tuple[str, list[Figure]]:
+def report(runs: list[ReportRun], title: str, min_tokens: int = 0) -> tuple[str, list[Figure]]:
     """The page's HTML and the figures in it.
 
     Args:
       runs: At least one.
       title: Text.
+      min_tokens: As of write_report.
     """
     runs = sorted(runs, key=lambda run: (_cost(run), run.name))
     palette = dict(zip((run.name for run in runs), colors(len(runs)), strict=True))
     curves = loss_curves(runs, palette)
-    laws = laws_section.laws_section([run.row for run in runs], palette)
+    laws = laws_section.laws_section([run.row for run in runs], palette, min_tokens)
     scored = predictions_section.predictions_section(runs, palette)
     fitted = bool(laws.figures)
     sections = [
