@@ -129,6 +129,13 @@ def sweep_ladder(ladder=LADDER):
             yield run_of(size, flops)
 
 
+def sweep_afterwards():
+    """The held-out run at half of its rates: is its error that of its rates?"""
+    names = ("optimizer.learning_rate", "optimizer.muon_learning_rate")
+    halved = dict(zip(names, (LEARNING_RATE / 2, MUON_LEARNING_RATE / 2), strict=True))
+    yield run_of("442k", 3e13, name="half_rates", **halved)
+
+
 def sweep_debug():
     """The ladder of study.py --debug."""
     yield from sweep_ladder(LADDER_DEBUG)

@@ -105,6 +105,8 @@ def main(words: list[str] | None = None) -> None:
     if not args.debug:
         measure(run)
     gpt_jax("scaling", "score", f"--run={run}")
+    if not args.debug:
+        sweep("afterwards", args, kept)
     gpt_jax("report", f"--runs={args.root / ladder},{run}", f"--out={args.root / 'report.html'}",
             "--title=Predictable scaling", f"--png={kept / 'figures'}",
             f"--min_tokens={0 if args.debug else MIN_TOKENS}")  # fmt: skip
