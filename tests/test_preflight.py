@@ -219,15 +219,19 @@ def test_what_no_change_makes_fit_is_tried_on_larger_slices(config, monkeypatch)
         return jax.devices()[: min(8, topology.num_chips // 4)]
 
     monkeypatch.setattr(preflight, "compile_step", compile_stub)
-    state = abstract_run(with_fields(config, {"mesh.data": 1}), jax.devices()[:4]).state_bytes
-    chip = dataclasses.replace(preflight.CHIPS["v5e"], hbm=state * 3 // 4)
+    run = abstract_run(with_fields(config, {"mesh.data": 1}), jax.devices()[:4])
+    needed = run.state_bytes + bytes_on_a_device(run.state.params)  # and its gradient
+    chip = dataclasses.replace(preflight.CHIPS["v5e"], hbm=needed * 3 // 4)
     monkeypatch.setattr(preflight, "CHIPS", {"v5e": chip})
     small = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=64))
     change, flight = larger_fit(small, parse_topology("v5e-8"), devices_of, lines.append)
     # 16 chips (here 4 devices) hold it not, 32 (here 8) do; each of those has two rows.
     assert compiled == [8] and flight.topology.name == "v5e-32" and flight.step is not None
     assert change["mesh.fsdp"] == -1 and change["train.num_microbatches"] == 1
-    assert "v5e-16: the state alone is" in lines[0] and lines[1].endswith("fits")
+    assert "v5e-16: does not fit: the state and the gradient alone are" in lines[0]
+    assert lines[1].startswith("  v5e-32 ") and lines[1].endswith("fits")
+    refused = fly(with_fields(small, {"mesh.data": 1}), parse_topology("v5e-16"), jax.devices()[:4])
+    assert refused.step is None and "the gradient alone" in refused.refusal and len(compiled) == 1
     monkeypatch.setattr(preflight, "CHIPS", {"v5e": dataclasses.replace(chip, hbm=1)})
     assert larger_fit(small, parse_topology("v5e-8"), devices_of, lines.append) is None
 
@@ -256,7 +260,7 @@ def test_what_does_not_fit_is_tried_with_less(config, monkeypatch):
         preflight, "CHIPS", {"v5e": dataclasses.replace(preflight.CHIPS["v5e"], hbm=1)}
     )
     assert nearest_fit(config, topology, jax.devices(), lines.append) is None
-    assert "the state alone is" in lines[-1]
+    assert "the state and the gradient alone are" in lines[-1]
 
 
 def test_fields_are_changed_by_name(config):

@@ -14,7 +14,13 @@ from gpt_jax.parallel.collectives import Collective, collectives
 from gpt_jax.parallel.peaks import peak_of_kind
 from gpt_jax.parallel.topologies import CHIPS, GIB, Topology
 from gpt_jax.runs.config import RunConfig, run_config
-from gpt_jax.train.ahead_of_time import CompiledStep, abstract_run, clock, compile_step
+from gpt_jax.train.ahead_of_time import (
+    CompiledStep,
+    abstract_run,
+    bytes_on_a_device,
+    clock,
+    compile_step,
+)
 
 # Compilations of changed configs before it is said that none was found.
 _MOST_TRIES = 5
@@ -70,11 +76,13 @@ class Flight:
 
 
 def fly(config: RunConfig, topology: Topology, devices: list) -> Flight:
-    """Compiles the config's step for a slice.
+    """Compiles the config's step for a slice, unless it is plain that it cannot fit.
 
     Raises:
       ValueError: The mesh or the batch does not fit the slice at all.
     """
+    if reason := _too_large(config, topology, devices):
+        return Flight(topology, config, None, reason)
     try:
         step = compile_step(config, devices)
     except jax.errors.JaxRuntimeError as error:
@@ -102,11 +110,11 @@ def nearest_fit(
         words = _in_words(change)
         try:
             changed = with_fields(config, change)
-            state = abstract_run(changed, devices).state_bytes
+            reason = _too_large(changed, topology, devices)
         except ValueError:
             continue  # heads or rows that do not divide
-        if state > CHIPS[topology.chip].hbm:
-            say(f"  {words}: the state alone is {state / GIB:.1f} GiB a device")
+        if reason:
+            say(f"  {words}: {reason}")
             continue
         if tries == _MOST_TRIES:
             return None
@@ -139,11 +147,11 @@ def larger_fit(
         change |= {"train.num_microbatches": math.gcd(rows, config.train.num_microbatches)}
         devices = devices_of(slice_)
         try:
-            state = abstract_run(changed := with_fields(config, change), devices).state_bytes
+            reason = _too_large(changed := with_fields(config, change), slice_, devices)
         except ValueError:
             continue  # more chips than rows
-        if state > CHIPS[slice_.chip].hbm:
-            say(f"  {slice_.name}: the state alone is {state / GIB:.1f} GiB a device")
+        if reason:
+            say(f"  {slice_.name}: {reason}")
             continue
         if tries == _MOST_TRIES:
             return None
@@ -153,6 +161,21 @@ def larger_fit(
         if flight.step:
             return change, flight
     return None
+
+
+def _too_large(config: RunConfig, topology: Topology, devices: list) -> str:
+    """Why no compiler could make it fit; "": it may.
+
+    The update waits for the norm of the whole gradient, so that is there beside the state.
+    """
+    run = abstract_run(config, devices)
+    needed = run.state_bytes + bytes_on_a_device(run.state.params)
+    if needed <= (hbm := CHIPS[topology.chip].hbm):
+        return ""
+    return (
+        f"does not fit: the state and the gradient alone are {needed / GIB:.1f} GiB of a device's "
+        f"{hbm / GIB:.0f}"
+    )
 
 
 def _in_words(change: dict[str, object]) -> str:
