@@ -215,7 +215,8 @@ class _Loop:
         self._pending = None
         first_nonfinite, skipped = int(values.pop("first_nonfinite")), int(values.pop("skipped"))
         # The optimizer counts the updates that were made.
-        learning_rate = float(t.learning_rate(max(0, step - 1 - skipped)))
+        with self._waiting():  # on CPU it is computed behind the step that is under way
+            learning_rate = float(t.learning_rate(max(0, step - 1 - skipped)))
         # The step that is under way may be done already: on CPU small ones are when they begin.
         seconds, steps = self._stopwatch.lap(dispatched if t.state.step.is_ready() else step)
         row = {f"train/{name}": value for name, value in values.items() if name != "num_targets"}
