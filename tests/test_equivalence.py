@@ -39,10 +39,16 @@ def test_meshes_agree_on_losses_and_gradients():
     assert all(one.loss > 0 or one.gradient > 0 for one in found)
 
 
+# What splits a row or the layers, together with other axes, beside the command's list.
+MORE = ({"fsdp": 2, "sequence": 2, "stage": 2}, {"data": 2, "sequence": 2, "expert": 2})
+
+
+def _name(mesh):
+    return "-".join(f"{axis}{size}" for axis, size in mesh.items())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "mesh", MESHES, ids=lambda mesh: "-".join(f"{a}{n}" for a, n in mesh.items())
-)
+@pytest.mark.parametrize("mesh", [*MESHES, *MORE], ids=_name)
 def test_every_mesh_agrees(mesh):
     _assert_agree(compare(config_for(), 20, (mesh,)))
 
