@@ -263,6 +263,21 @@ def test_what_does_not_fit_is_tried_with_less(config, monkeypatch):
     assert "the state and the gradient alone are" in lines[-1]
 
 
+def test_what_is_as_it_was_is_not_compiled_again(config, monkeypatch):
+    tried = []
+
+    def refuse(config, topology, devices):
+        tried.append(config)
+        return Flight(topology, config, None, "does not fit")
+
+    monkeypatch.setattr(preflight, "fly", refuse)
+    split = with_fields(config, {"mesh.data": 1, "mesh.fsdp": -1, "model.remat": "full"})
+    split = with_fields(split, {"model.scan": True})
+    assert nearest_fit(split, parse_topology("v5e-8"), jax.devices(), lambda line: None) is None
+    assert tried and split not in tried
+    assert all(one not in tried[:i] for i, one in enumerate(tried))
+
+
 def test_fields_are_changed_by_name(config):
     changed = with_fields(config, {"mesh.fsdp": 8, "model.remat": "full"})
     assert (changed.mesh.fsdp, changed.model.remat) == (8, "full")

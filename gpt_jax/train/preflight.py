@@ -105,11 +105,14 @@ def nearest_fit(
     Returns:
       The changed fields, and what compiling them told; None: none of the changes is enough.
     """
-    tries = 0
+    tries, seen = 0, [config]
     for change in _changes(config, topology.slices):
         words = _in_words(change)
         try:
             changed = with_fields(config, change)
+            if changed in seen:
+                continue
+            seen.append(changed)
             reason = _too_large(changed, topology, devices)
         except ValueError:
             continue  # heads or rows that do not divide
