@@ -1,5 +1,7 @@
 """Optimizers as programs: the same numbers as optax, and slots that are updated in place."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 from optax import contrib
 
 from gpt_jax import trees
+from gpt_jax.optim import muon as muon_module
 from gpt_jax.optim.adam import scale_by_adam
 from gpt_jax.optim.muon import muon
 
@@ -72,3 +75,15 @@ def test_adam_needs_no_copy_of_its_slots():
     finite = jax.ShapeDtypeStruct((), bool)
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(x, state, x, finite).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.size / 2
+
+
+def test_matrices_in_batches_are_those_of_one_batch(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (5, 4, 6))
+    iterate = functools.partial(
+        muon_module._newton_schulz, coefficients=jnp.asarray(muon_module._COEFFICIENTS), eps=1e-8
+    )
+    whole = muon_module._in_batches(iterate, x)
+    monkeypatch.setattr(muon_module, "_AT_ONCE", 2 * 4 * 6)
+    text = str(jax.make_jaxpr(lambda x: muon_module._in_batches(iterate, x))(x))
+    assert "scan" in text and "f32[2,2,4,6]" in text  # two at a time, and one that is left
+    np.testing.assert_allclose(muon_module._in_batches(iterate, x), whole, atol=1e-6)

@@ -188,8 +188,8 @@ def sweep_finetuning_rates():
 
 
 def sweep_labelled():
-    """Sentiment of film reviews with 250 to 8,000 labels, after English and from scratch."""
-    for num_examples, epochs in ((250, 16), (1000, 8), (4000, 4), (8000, 3)):
+    """Sentiment of film reviews with 250 to 4,000 labels, after English and from scratch."""
+    for num_examples, epochs in ((250, 8), (1000, 6), (4000, 3)):
         for seed in (0, 1):
             run = {
                 "tasks.limit": num_examples,

@@ -23,6 +23,9 @@ from gpt_jax.types import Array, Tree
 # Of the quintic, as Muon has them: they push small singular values up fast and end near 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
+# Numbers of a batch of matrices, where batches are fast: a device may need whole ones of what lies
+# in shards, and 48 layers' worth of a large model's is more than it has.
+_AT_ONCE = 1 << 28
 
 Axes = Callable[[str], tuple[tuple[int, ...], tuple[int, ...]] | None]
 Rate = Callable[[Array | int], Array]
@@ -123,13 +126,20 @@ def _orthogonalized(tree: Tree, axes: Axes, coefficients: Array, eps: float) -> 
     matrices = lax.platform_dependent(
         matrices,
         cpu=functools.partial(_one_after_another, iterate),
-        default=lambda leaves: [jax.vmap(iterate)(x) for x in leaves],
+        default=lambda leaves: [_in_batches(iterate, x) for x in leaves],
     )
     back: list[Any] = []
     for (rows, columns), x, matrix in zip(shapes, leaves, matrices, strict=True):
         matrix = matrix if rows <= columns else matrix.swapaxes(1, 2)
         back.append(matrix.reshape(x.shape))
     return jax.tree.unflatten(structure, back)
+
+
+def _in_batches(iterate: Callable[[Array], Array], x_LMN: Array) -> Array:
+    at_once = max(1, _AT_ONCE // math.prod(x_LMN.shape[1:]))
+    if at_once >= len(x_LMN):
+        return jax.vmap(iterate)(x_LMN)
+    return lax.map(iterate, x_LMN, batch_size=at_once)
 
 
 def _one_after_another(iterate: Callable[[Array], Array], matrices: list[Array]) -> list[Array]:
