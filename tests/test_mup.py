@@ -350,6 +350,8 @@ def test_rates_are_traced_and_an_edge_is_an_error(scripts, corpus, tmp_path, cap
     losses = {"standard": {"16": [[3.0], [2.0], [2.5]]}, "mup": {"16": [[3.0], [2.0], [2.5]]}}
     summary = transfer.conclude({"rates": [0.1, 0.2, 0.4], "losses": losses})
     assert summary["mup"]["best_rate"] == {"16": 0.2}
+    # The parabola through 3, 2, 2.5 is lowest a sixth behind the middle.
+    assert summary["mup"]["log2_between"]["16"] == pytest.approx(np.log2(0.1) + 1 + 1 / 6)
 
 
 def test_a_traced_rate_is_the_optimizers_own(scripts, corpus):

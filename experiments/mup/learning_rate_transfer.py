@@ -1,12 +1,12 @@
 """Does the best learning rate stay where it is as a model gets wider?
 
-    python experiments/mup/learning_rate_transfer.py [--rates=-9:-1] [--init=fan_in|gpt2]
+    python experiments/mup/learning_rate_transfer.py [--rates=-10:-3] [--init=fan_in|gpt2]
 
 Models of several widths are trained for --steps steps at learning rates a factor of 2 apart on the
 Python standard library by bytes, in the standard parametrisation and in muP; AdamW, depth 2.  The
 loss is that of held-out rows at the end, averaged over seeds; a run that diverges has none.  Prints
-the best rate of each width; writes JSON and PNG.  A best rate at an end of --rates is an error (2):
-it says nothing of where the best one lies.
+the best rate of each width, of those tried and between them; writes JSON and PNG.  A best rate at
+an end of --rates is an error (2): it says nothing of where the best one lies.
 """
 
 import argparse
@@ -87,6 +87,12 @@ def best(means: list[float], field: str) -> int:
     return place
 
 
+def vertex(means: list[float], place: int) -> float:
+    """Where, in places, the parabola through a least mean and its neighbours is lowest."""
+    before, least, after = means[place - 1 : place + 2]
+    return place + (before - after) / (2 * (before - 2 * least + after))
+
+
 def study(args) -> dict[str, Any]:
     """All runs; what the JSON holds."""
     data = prepare(args)
@@ -112,15 +118,18 @@ def conclude(result: dict[str, Any]) -> dict[str, Any]:
     """
     summary: dict[str, Any] = {}
     for name, by_width in result["losses"].items():
-        places, least = [], []
+        places, least, between = [], [], []
         for width, table in by_width.items():
             means = [float(np.mean(by_seed)) for by_seed in table]
             places.append(best(means, f"width {width}, {name}"))
             least.append(min(means))
+            between.append(vertex(means, places[-1]) + math.log2(result["rates"][0]))
         summary[name] = {
             "best_rate": {w: result["rates"][p] for w, p in zip(by_width, places, strict=True)},
             "loss": dict(zip(by_width, least, strict=True)),
             "factors_of_2": max(places) - min(places),
+            # The logarithm to the base 2 of the best rate, between those that were tried.
+            "log2_between": dict(zip(by_width, between, strict=True)),
         }
     return summary
 
@@ -133,7 +142,8 @@ def print_table(summary: dict[str, Any]) -> None:
     print("|---|" + "---|" * (len(widths) + 1))
     for name, row in summary.items():
         cells = (
-            f"2^{round(math.log2(rate))} ({row['loss'][width]:.3f})"
+            f"2^{round(math.log2(rate))}, 2^{row['log2_between'][width]:.1f} "
+            f"({row['loss'][width]:.3f})"
             for width, rate in row["best_rate"].items()
         )
         print(f"| {name} | " + " | ".join(cells) + f" | {2 ** row['factors_of_2']} x |")
@@ -176,11 +186,10 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         steps=120,
         seeds=2,
         batch_size=16,
-        schedule="linear",
         warmup=24,
         dtype="bfloat16",
     )
-    parser.add_argument("--rates", type=exponents, default=(-9, -1), help="powers of 2, LOW:HIGH")
+    parser.add_argument("--rates", type=exponents, default=(-10, -3), help="powers of 2, LOW:HIGH")
     parser.add_argument("--eval_batches", type=int, default=8, help=f"of {_EVAL_BATCH} rows")
     args = parser.parse_args(words)
     result = study(args)
