@@ -377,8 +377,9 @@ def as_nobody():
 
 
 def test_a_folder_that_is_not_ours_to_write_is_refused_at_the_start(saved, tmp_path):
-    for path in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
-        path.chmod(0o755)
+    for path in (tmp_path, *tmp_path.parents):  # one more of them under xdist
+        if "pytest-" in str(path):
+            path.chmod(0o755)
     shutil.copytree(saved, tmp_path / "checkpoints")
     (tmp_path / "checkpoints").chmod(0o555)
     with as_nobody():

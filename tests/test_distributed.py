@@ -252,7 +252,7 @@ code = int(own)
 if code < 0:
     os.kill(os.getpid(), -code)
     time.sleep(60)
-time.sleep(0.3 if code == 1 else 0)
+time.sleep(3 if code == 1 else 0)
 sys.exit(code)
 """
 

@@ -158,7 +158,8 @@ def test_a_halted_run_is_diverged_and_may_go_on_by_another_policy(corpus, cache_
 def _step_of(monkeypatch, sigma, most_skipped=10**6):
     """The step of a model of one number w, whose loss is w times the batch's x; its first state."""
     monkeypatch.setattr(
-        "gpt_jax.train.step.forward", lambda model, params, batch, key=None: params["w"]
+        "gpt_jax.train.step.forward_training",
+        lambda model, params, batch, key=None: (params["w"], {}),
     )
     objective = dataclasses.replace(
         make_objective(ObjectiveConfig(name="causal_lm")),
@@ -174,8 +175,9 @@ def _step_of(monkeypatch, sigma, most_skipped=10**6):
 
     @jax.jit
     def step(state, x):
+        batch = {"x": x, "segment_ids": jnp.ones((1, 1))}
         return train_step(
-            state, {"x": x}, model=None, objective=objective, optimizer=optimizer,
+            state, batch, model=None, objective=objective, optimizer=optimizer,
             most_skipped=most_skipped, spike_sigma=sigma,
         )  # fmt: skip
 

@@ -42,7 +42,7 @@ class Shape:
             family="decoder", head="lm", tied=True, bias=False, qkv_bias=False, scan=False,
             activation="gelu", lora_rank=0, window=0, vocab_size=self.V, embed_dim=self.D,
             num_layers=self.L, num_heads=self.N, num_kv_heads=self.N, head_dim=self.D // self.N,
-            mlp_dim=4 * self.D,
+            mlp_dim=4 * self.D, num_experts=0,
         )  # fmt: skip
         return self.B * self.T * flops_per_token(config, self.T)
 

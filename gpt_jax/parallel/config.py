@@ -43,7 +43,8 @@ class MeshConfig:
         if -1 in sizes and num_devices % known == 0:
             sizes[sizes.index(-1)] = num_devices // known
         if math.prod(sizes) != num_devices:
-            product = " x ".join(f"{axis} {getattr(self, axis)}" for axis in AXES)
+            given = {axis: getattr(self, axis) for axis in AXES}
+            product = " x ".join(f"{axis} {n}" for axis, n in given.items() if n != 1) or "data 1"
             raise ValueError(
                 f"mesh: {product} does not fit the devices: {num_devices} here; the product of "
                 "the sizes must be that number (-1 takes what is left)"
