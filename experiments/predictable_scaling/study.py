@@ -12,8 +12,8 @@ import argparse
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
+
+from gpt_jax.launch.study import arguments, gpt_jax, sweep
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "config.py"
@@ -28,28 +28,9 @@ AGAIN = "size=307k,flops=3e13"
 LOWER = ("--config.optimizer.learning_rate=0.025", "--config.optimizer.muon_learning_rate=0.02")
 
 
-def gpt_jax(*words: str) -> None:
-    """One command of the program, or the end of the study."""
-    print("+ gpt-jax", *words, flush=True)
-    done = subprocess.run([sys.executable, "-m", "gpt_jax", *words], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
 def rows_of(path: pathlib.Path) -> list[dict]:
     """Of a file of JSON lines; none if it is not there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def sweep(name: str, args: argparse.Namespace, kept: pathlib.Path) -> pathlib.Path:
-    """Trains what is missing of a sweep; its ledger, which is also kept beside this file."""
-    folder = args.root / name
-    ledger = kept / f"{name}.jsonl"
-    gpt_jax(
-        "sweep", f"--config={CONFIG}", f"--sweep={name}", f"--workdir={folder}",
-        f"--ledger={ledger}", f"--processes={args.processes}", *args.overrides,
-    )  # fmt: skip
-    return ledger
 
 
 def measure(run: pathlib.Path) -> None:
@@ -82,30 +63,24 @@ def hold_out(
 
 def main(words: list[str] | None = None) -> None:
     """The script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=lambda word: pathlib.Path(word).absolute(),
-                        default=pathlib.Path("runs/predictable_scaling").absolute())  # fmt: skip
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--debug", action="store_true")
-    args, args.overrides = parser.parse_known_args(words)
-    if any(not word.startswith("--config.") for word in args.overrides):
-        parser.error(f"unknown argument {args.overrides[0]}")
-
+    args = arguments(__doc__, "runs/predictable_scaling", words)
     kept = args.root if args.debug else HERE
     kept.mkdir(parents=True, exist_ok=True)
+
+    def runs_of(name: str) -> pathlib.Path:
+        return sweep(str(CONFIG), name, args.root / name, kept / f"{name}.jsonl", args)
+
     if not args.debug:
         gpt_jax("data", "fetch", *DATA)
-        sweep("learning_rate", args, kept)
-        sweep("noise", args, kept)
+        runs_of("learning_rate")
+        runs_of("noise")
     ladder = "debug" if args.debug else "ladder"
-    ledger = sweep(ladder, args, kept)
+    ledger = runs_of(ladder)
     how = [f"--ledger={ledger}"]
     if not args.debug:
         for run in best_of_budgets(ledger, args.root / ladder):
             measure(run)
-        sweep(ladder, args, kept)  # trains nothing: the ledger with what was measured
+        runs_of(ladder)  # trains nothing: the ledger with what was measured
         how.append(f"--min_tokens={MIN_TOKENS}")
     gpt_jax("scaling", "fit", *how)
 
@@ -114,7 +89,7 @@ def main(words: list[str] | None = None) -> None:
                      args, kept / "prediction.json")]  # fmt: skip
     if not args.debug:
         measure(runs[0])
-        sweep("afterwards", args, kept)
+        runs_of("afterwards")
         args.overrides += LOWER
         runs.append(hold_out("held_out_again", AGAIN, how, args, kept / "prediction_again.json"))
     for run in runs:

@@ -7,12 +7,11 @@ steps: it shows that the steps fit together, and nothing else. `--config.a.b=val
 run. Ledgers and figures of the real study are kept beside this file.
 """
 
-import argparse
 import pathlib
-import subprocess
-import sys
 
 from analysis import analyse
+
+from gpt_jax.launch.study import arguments, gpt_jax, sweep
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "config.py"
@@ -20,49 +19,28 @@ DATA = ("gutenberg", "sotu", "shakespeare", "vader_movie")
 TASK = "sentiment_en"
 
 
-def gpt_jax(*words: str) -> None:
-    """One command of the program, or the end of the study."""
-    print("+ gpt-jax", *words, flush=True)
-    done = subprocess.run([sys.executable, "-m", "gpt_jax", *words], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def sweep(name: str, args: argparse.Namespace, kept: pathlib.Path, config: str = "") -> None:
-    """Trains what is missing of a sweep; its ledger is kept beside this file."""
-    gpt_jax(
-        "sweep", f"--config={CONFIG}{config}", f"--sweep={name}", f"--workdir={args.root}",
-        f"--ledger={kept / f'{name}.jsonl'}", f"--processes={args.processes}", *args.overrides,
-    )  # fmt: skip
-
-
 def main(words: list[str] | None = None) -> None:
     """The script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--root", type=lambda word: pathlib.Path(word).absolute(),
-                        default=pathlib.Path("runs/transfer").absolute())  # fmt: skip
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--debug", action="store_true")
-    args, args.overrides = parser.parse_known_args(words)
-    if any(not word.startswith("--config.") for word in args.overrides):
-        parser.error(f"unknown argument {args.overrides[0]}")
+    args = arguments(__doc__, "runs/transfer", words)
+    kept = args.root if args.debug else HERE
+    kept.mkdir(parents=True, exist_ok=True)
+
+    def runs_of(name: str, argument: str = "") -> None:
+        sweep(f"{CONFIG}{argument}", name, args.root, kept / f"{name}.jsonl", args)
 
     if args.debug:
-        args.root.mkdir(parents=True, exist_ok=True)
-        sweep("debug", args, args.root)
+        runs_of("debug")
         analyse(args.root / "debug.jsonl", args.root / "figures")
         return
     gpt_jax("data", "fetch", *DATA)
-    sweep("finetuning_rates", args, HERE)
-    sweep("transfer", args, HERE)
+    runs_of("finetuning_rates")
+    runs_of("transfer")
     labelled = f":task={TASK}"
-    sweep("labelled", args, HERE, labelled)
+    runs_of("labelled", labelled)
     for run in sorted(args.root.glob("*-sentiment-*-s?")):
         if not (run / "evaluations.jsonl").exists():
             gpt_jax("evaluate", f"--run={run}", f"--tasks={TASK}")
-    sweep("labelled", args, HERE, labelled)  # trains nothing: the ledger with what was measured
+    runs_of("labelled", labelled)  # trains nothing: the ledger with what was measured
     analyse(HERE / "transfer.jsonl", HERE / "figures")
 
 

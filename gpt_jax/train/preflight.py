@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -24,6 +24,9 @@ from gpt_jax.train.ahead_of_time import (
 
 # Compilations of changed configs before it is said that none was found.
 _MOST_TRIES = 5
+
+# Fields to change, a slice, and its devices.
+Candidate = tuple[dict[str, object], Topology, list]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,28 +108,8 @@ def nearest_fit(
     Returns:
       The changed fields, and what compiling them told; None: none of the changes is enough.
     """
-    tries, seen = 0, [config]
-    for change in _changes(config, topology.slices):
-        words = _in_words(change)
-        try:
-            changed = with_fields(config, change)
-            if changed in seen:
-                continue
-            seen.append(changed)
-            reason = _too_large(changed, topology, devices)
-        except ValueError:
-            continue  # heads or rows that do not divide
-        if reason:
-            say(f"  {words}: {reason}")
-            continue
-        if tries == _MOST_TRIES:
-            return None
-        tries += 1
-        flight = fly(changed, topology, devices)
-        say(f"  {words}: {'fits' if flight.step else flight.refusal}")
-        if flight.step:
-            return change, flight
-    return None
+    changes = _changes(config, topology.slices)
+    return _first_fit(config, topology, ((change, topology, devices) for change in changes), say)
 
 
 def larger_fit(
@@ -142,25 +125,42 @@ def larger_fit(
     Returns:
       The changed fields, and what compiling them told; None: the largest slice is too small.
     """
-    tries = 0
-    for slice_ in topologies.larger(topology):
-        rows = config.train.batch_size // slice_.num_chips  # of a device
-        change = {"mesh.data": slice_.slices, "mesh.fsdp": -1, "mesh.tensor": 1}
-        change |= {"model.remat": "full", "model.scan": True}
-        change |= {"train.num_microbatches": math.gcd(rows, config.train.num_microbatches)}
-        devices = devices_of(slice_)
+
+    def candidates() -> Iterator[Candidate]:
+        for slice_ in topologies.larger(topology):
+            rows = config.train.batch_size // slice_.num_chips  # of a device
+            change = {"mesh.data": slice_.slices, "mesh.fsdp": -1, "mesh.tensor": 1}
+            change |= {"model.remat": "full", "model.scan": True}
+            change |= {"train.num_microbatches": math.gcd(rows, config.train.num_microbatches)}
+            yield change, slice_, devices_of(slice_)
+
+    return _first_fit(config, topology, candidates(), say)
+
+
+def _first_fit(
+    config: RunConfig, here: Topology, candidates: Iterable[Candidate], say: Callable[[str], None]
+) -> tuple[dict[str, object], Flight] | None:
+    """The first candidate that compiles; what is refused without compiling is not counted."""
+    tries, seen = 0, [(config, here)]
+    for change, topology, devices in candidates:
+        words = _in_words(change)
+        words = words if topology == here else f"{topology.name} {words}"
         try:
-            reason = _too_large(changed := with_fields(config, change), slice_, devices)
+            changed = with_fields(config, change)
+            if (changed, topology) in seen:
+                continue
+            seen.append((changed, topology))
+            reason = _too_large(changed, topology, devices)
         except ValueError:
-            continue  # more chips than rows
+            continue  # heads or rows that do not divide
         if reason:
-            say(f"  {slice_.name}: {reason}")
+            say(f"  {words}: {reason}")
             continue
         if tries == _MOST_TRIES:
             return None
         tries += 1
-        flight = fly(changed, slice_, devices)
-        say(f"  {slice_.name} {_in_words(change)}: {'fits' if flight.step else flight.refusal}")
+        flight = fly(changed, topology, devices)
+        say(f"  {words}: {'fits' if flight.step else flight.refusal}")
         if flight.step:
             return change, flight
     return None
