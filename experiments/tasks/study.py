@@ -11,8 +11,8 @@ import dataclasses
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
+
+from gpt_jax.launch.study import gpt_jax
 
 HERE = pathlib.Path(__file__).parent
 ROOT = pathlib.Path("runs/tasks")
@@ -113,19 +113,14 @@ def execute(run: Run) -> None:
     """Trains, unless that is done, and scores, unless that is done."""
     workdir = ROOT / run.name
     overrides = (f"seed={run.seed}", "train.tensorboard=false", *run.overrides)
-    _gpt_jax(
+    gpt_jax(
         "train", f"--config=configs/{run.config}", f"--workdir={workdir}",
         *(f"--config.{override}" for override in overrides),
     )  # fmt: skip
     scored = {row["task"] for row in _rows(workdir / "evaluations.jsonl")}
     for task in run.tasks:
         if task not in scored:
-            _gpt_jax("evaluate", f"--run={workdir}", f"--tasks={task}", f"--limit={run.limit}")
-
-
-def _gpt_jax(*words: str) -> None:
-    print("+ gpt-jax", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "gpt_jax", *words], check=True)
+            gpt_jax("evaluate", f"--run={workdir}", f"--tasks={task}", f"--limit={run.limit}")
 
 
 def _rows(path: pathlib.Path) -> list[dict]:
