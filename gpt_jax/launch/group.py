@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from gpt_jax.parallel.processes import Processes
-from gpt_jax.train.interrupts import Interrupts
+from gpt_jax.train.interrupts import INTERRUPTED, Interrupts
+from gpt_jax.train.watchdog import STALLED
 
-FINISHED, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 75
+FINISHED, FAILED, USER_MISTAKE = 0, 1, 2
 _EXPECTED = (FINISHED, USER_MISTAKE, INTERRUPTED)
 _TICK = 0.1  # seconds
 _GRACE = 20.0  # seconds that the others have to end, and to say what they know
@@ -57,8 +58,7 @@ def run_together(
     """
     # Ctrl-C in a terminal is for us, who pass it on.
     started = [
-        subprocess.Popen(x, start_new_session=True, preexec_fn=_end_with_parent(os.getpid()))
-        for x in commands
+        subprocess.Popen(x, start_new_session=True, preexec_fn=end_with_parent()) for x in commands
     ]
 
     def say_lost(process: int) -> None:
@@ -111,7 +111,7 @@ def in_words(code: int) -> str:
     """An exit code, or minus a signal."""
     if code < 0:
         return signal.Signals(-code).name
-    hung = " (train.stall_timeout: it hung)" if code == 70 else ""
+    hung = " (train.stall_timeout: it hung)" if code == STALLED else ""
     return f"exit code {code}{hung}"
 
 
@@ -132,15 +132,17 @@ def _last_seen(workdir: pathlib.Path, process: int) -> str:
     return ""
 
 
-def _end_with_parent(parent: int) -> Callable[[], None]:
-    """What the child does before it begins: it saves and ends when its supervisor is killed."""
-    if not sys.platform.startswith("linux"):
-        return lambda: None
-    libc = ctypes.CDLL(None)
+def end_with_parent() -> Callable[[], None]:
+    """What a child does before it begins: it saves and ends when we are killed outright (Linux)."""
+    parent = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(INTERRUPTED)
+        # Our handler, which it has until the command runs, would swallow the signal.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if libc:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(INTERRUPTED)
 
     return prepare

@@ -5,7 +5,6 @@ the run directories alone.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import fcntl
 import itertools
@@ -19,14 +18,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from gpt_jax.launch.group import end_with_parent
 from gpt_jax.launch.standing import clock, is_done, last_line, log_path, old_rows, row_of
 from gpt_jax.launch.sweeps import LEDGER, LOCK, STATE, PlannedRun
 from gpt_jax.runs.ledger import DIVERGED, FAILED, FINISHED, write_ledger
-from gpt_jax.train.interrupts import Interrupts
+from gpt_jax.train.interrupts import INTERRUPTED, Interrupts
 
-ALL_DONE, SOME_FAILED, INTERRUPTED = 0, 1, 75
+ALL_DONE, SOME_FAILED = 0, 1
 _TICK = 0.1  # seconds between looks at the processes
-_PR_SET_PDEATHSIG = 1
 
 
 def train_command(run: PlannedRun) -> list[str]:
@@ -273,19 +272,12 @@ def _shares(processes: int) -> list[set[int] | None]:
 
 def _before_run(cores: set[int] | None) -> Callable[[], None]:
     """What a run's process does first: takes its cores, and asks to be told of our end."""
-    parent = os.getpid()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    end = end_with_parent()  # a sweep that is killed outright leaves no run behind
 
     def prepare() -> None:
-        # Our handler, which it has until the command runs, would swallow the signal.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        end()
         if cores:
             os.sched_setaffinity(0, cores)  # XLA then makes as many threads
-        if libc:
-            # A sweep that is killed outright leaves no run behind: it saves and ends.
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                os._exit(INTERRUPTED)
 
     return prepare
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 from gpt_jax.parallel.peers import Peers
 
-_INTERRUPTED = 75  # exit code
+INTERRUPTED = 75  # exit code: what was under way is saved, the same command continues
 _TICK = 0.5  # seconds between two looks for a request
 
 
@@ -120,7 +120,7 @@ def leaving_on_sigterm() -> Iterator[None]:
         name = signal.Signals(number).name
         line = f"{name}: no step is under way; the same command continues\n"
         os.write(1, line.encode())  # print might be under way
-        os._exit(_INTERRUPTED)
+        os._exit(INTERRUPTED)
 
     previous = signal.signal(signal.SIGTERM, leave)
     try:

@@ -17,7 +17,7 @@ from gpt_jax.runs import best, events, metrics
 from gpt_jax.runs import run as layout
 from gpt_jax.runs.goodput import goodput, in_words
 from gpt_jax.runs.receipt import add_to_session
-from gpt_jax.train.interrupts import Interrupts, SharedInterrupts
+from gpt_jax.train.interrupts import INTERRUPTED, Interrupts, SharedInterrupts
 from gpt_jax.train.policies import NonFiniteError, Rewinds, nonfinite_error, steps_of
 from gpt_jax.train.profiling import Profiler
 from gpt_jax.train.progress import Progress
@@ -26,7 +26,7 @@ from gpt_jax.train.speed import Stopwatch, speed_row
 from gpt_jax.train.stragglers import Stragglers, find_stragglers
 from gpt_jax.train.watchdog import Watchdog
 
-FINISHED, INTERRUPTED = 0, 75
+FINISHED = 0
 
 
 def fit(training: Training) -> int:
