@@ -16,7 +16,7 @@ from gpt_jax.launch.record import Record, held, load, log_path
 _MOST_CRASHES = 3  # starts in a row that come no further
 _MOST_TAKEN = 10  # times in a row that the slices are taken away before anything is saved
 _MOST_SILENT = 20  # looks without an answer, after which a host counts as gone
-_MOST_WAITED = 20  # looks at hosts that still run when the first has ended
+_MOST_WAITED = 20  # looks at hosts that still run, or are silent, when the first has ended
 _MOST_TRIES = 20  # of a question to the cloud: the network may be away for a while
 _GRACE = 4  # looks after a run that was interrupted: its machine may be about to go
 _MOST_ASKED = 5  # times whether a job that ran still runs
@@ -183,7 +183,7 @@ class _Up:
 
     def _follow(self) -> int | None:
         """Until the job has ended: its code; _TAKEN: the slices are gone."""
-        silent = 0
+        silent, self._grace, self._waited = 0, 0, 0
         self._tell(_RUNNING)
         while True:
             if self._is_to_stop():
@@ -202,7 +202,7 @@ class _Up:
                 return _TAKEN
             if report:
                 self._show(report)
-                if report["state"] != "running" and (code := self._ended()) is not None:
+                if report["state"] != "running" and (code := self._ended(report)) is not None:
                     return code
             self._save()
             if self._is_over_budget():
@@ -222,16 +222,16 @@ class _Up:
         if report["progress"] > self._progress:
             self._progress, self._crashes = report["progress"], 0
 
-    def _ended(self) -> int | None:
+    def _ended(self, first: dict[str, Any]) -> int | None:
         """The code, if that is the end; None: the job was started again, or is waited for."""
         reports = self._hosts.look_at_all()
         ended = [report for report in reports if report["state"] != "running"]
-        if len(ended) < len(reports) and self._waited < _MOST_WAITED:
+        if (not ended or len(ended) < len(reports)) and self._waited < _MOST_WAITED:
             self._waited += 1
             return None
+        # One that does not answer leaves us none of all: then the first host's word counts.
+        ended = ended or [first]
         codes = [report["code"] for report in ended]
-        if not codes:  # they do not answer any more
-            return None
         if USER_MISTAKE in codes:
             self._say("launch: the run refuses its config; another start would not help")
             return USER_MISTAKE
