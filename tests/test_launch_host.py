@@ -99,10 +99,14 @@ def wait_for(done) -> None:
 
 def test_a_job_is_started_once_told_of_and_stopped(folder, capsys):
     write_job(folder, "wait")
-    (folder / "env").write_text(json.dumps({"TOKEN": "canary"}))
+    token, log = 'can"ary', folder / "log"
+    (folder / "env").write_text(json.dumps({"TOKEN": token}))
     assert host.status(folder, None)["state"] == "none"
     host.start(folder)
-    wait_for(lambda: host.status(folder, 0)["log"] == "wait canary\n")
+    wait_for(lambda: log.exists() and log.read_text() == f"wait {token}\n")
+    with open(log, "a") as file:  # as text, quoted, and a line that is not whole yet
+        file.write(json.dumps({"a": token}) + "\n" + token[:4])
+    assert host.status(folder, 0)["log"] == 'wait ***\n{"a": "***"}\n'
     pid = json.loads((folder / "runner.json").read_text())["pid"]
     host.start(folder)
     assert json.loads((folder / "runner.json").read_text())["pid"] == pid
@@ -110,13 +114,15 @@ def test_a_job_is_started_once_told_of_and_stopped(folder, capsys):
     report = json.loads(capsys.readouterr().out.removeprefix(host.MARK))
     assert report == {
         "job": "an id", "state": "running", "code": None, "halted": False, "progress": 5,
-        "row": {"run": "wait", "step": 4, "train/loss": 2.5}, "log": "canary\n", "offset": 12,
+        "row": {"run": "wait", "step": 4, "train/loss": 2.5}, 
+        "log": '***\n{"a": "***"}\n', "offset": log.stat().st_size - 4,
     }  # fmt: skip
     words = b"\0".join(
         path.read_bytes() for path in pathlib.Path("/proc").glob("[0-9]*/cmdline") if path.exists()
     )
-    assert b"canary" not in words
+    assert b'can"ary' not in words
     host.stop(folder)
+    assert host.status(folder, report["offset"])["log"] == token[:4]  # nothing will follow
     assert host.status(folder, None)["state"] == "ended"
     assert host.status(folder, None)["code"] == 75  # it was left time to save
     host.stop(folder)  # nothing is left to stop

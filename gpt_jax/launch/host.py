@@ -117,7 +117,7 @@ def status(folder: pathlib.Path, offset: int | None) -> dict[str, Any]:
     Returns:
       job: its id. state: "running", "ended" or "none". code, halted: of the end. progress: grows
       when any run has a newer checkpoint. row: the last of the metrics of the run that has written
-      last. log, offset: text, and where it ends.
+      last. log, offset: text without the values of secrets, and where it ends.
     """
     job = read_job(folder)
     ended = folder / "ended.json"
@@ -132,7 +132,8 @@ def status(folder: pathlib.Path, offset: int | None) -> dict[str, Any]:
     report["progress"] = sum(step + 1 for step in steps)
     report["row"] = _last_row(job)
     if offset is not None:
-        report["log"], report["offset"] = _log(folder / "log", offset)
+        log, report["offset"] = _log(folder / "log", offset, report["state"] == "running")
+        report["log"] = _mask(log, _secrets(folder))
     return report
 
 
@@ -179,7 +180,8 @@ def _last_row(job: Job) -> dict[str, Any] | None:
     return {"run": path.parent.name, **row}
 
 
-def _log(path: pathlib.Path, offset: int) -> tuple[str, int]:
+def _log(path: pathlib.Path, offset: int, growing: bool) -> tuple[str, int]:
+    """The log from a byte on, and where that ends; of one that is growing whole lines."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -188,7 +190,17 @@ def _log(path: pathlib.Path, offset: int) -> tuple[str, int]:
             content = file.read()
     except FileNotFoundError:
         return "", 0
+    if growing:
+        content = content[: content.rfind(b"\n") + 1]
     return content.decode(errors="replace"), offset + len(content)
+
+
+def _mask(text: str, secrets: Mapping[str, str]) -> str:
+    """The text with the values of secrets replaced: here alone all are known who asks for it."""
+    for value in secrets.values():
+        for form in (value, json.dumps(value)[1:-1]):
+            text = text.replace(form, "***")
+    return text
 
 
 def _secrets(folder: pathlib.Path) -> dict[str, str]:

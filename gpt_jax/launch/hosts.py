@@ -102,7 +102,7 @@ class Hosts:
     def look(self, offset: int, worker: int = 0) -> dict[str, Any] | None:
         """What launch.host.status says on one of the first slice; None: no answer."""
         try:
-            reports = self._reports(run(self.status(offset, worker), _SHORT))
+            reports = _reports(run(self.status(offset, worker), _SHORT))
         except CloudError:
             return None
         return reports[0] if reports else None
@@ -110,7 +110,7 @@ class Hosts:
     def look_at_all(self) -> list[dict[str, Any]]:
         """The same of all that answer, without their logs."""
         try:
-            return self._reports(run(self.status_of_all(), _SHORT))
+            return _reports(run(self.status_of_all(), _SHORT))
         except CloudError:
             return []
 
@@ -121,17 +121,11 @@ class Hosts:
         except CloudError:
             return
 
-    def _reports(self, printed: str) -> list[dict[str, Any]]:
-        reports = []
-        for line in self.mask(printed).splitlines():
-            _, mark, text = line.partition(MARK)
-            if mark:
-                reports.append(json.loads(text))
-        return reports
 
-    def mask(self, text: str) -> str:
-        """The text with the values of secrets replaced by ***."""
-        for value in self._secrets.values():
-            for form in (value, json.dumps(value)[1:-1]):
-                text = text.replace(form, "***")
-        return text
+def _reports(printed: str) -> list[dict[str, Any]]:
+    reports = []
+    for line in printed.splitlines():
+        _, mark, text = line.partition(MARK)
+        if mark:
+            reports.append(json.loads(text))
+    return reports
