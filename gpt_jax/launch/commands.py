@@ -91,8 +91,7 @@ def on_tpu(
     """
     bucket_of(order.workdir)  # before anything is looked at
     secrets = _values(target.secrets)
-    shipped, job = _plan(order, several_hosts=target.num_hosts > 1)
-    _check_no_secret(secrets, shipped, job)
+    shipped, job = _plan(order, secrets, several_hosts=target.num_hosts > 1)
     hosts = Hosts(target, secrets, MOUNTS)
     if dry_run:
         say("\n".join(_plan_lines(order, target, shipped, job, hosts, keep)))
@@ -119,9 +118,7 @@ def on_gke(order: Order, target: Target, image: str, out: pathlib.Path, say: Say
       ValueError: As of on_tpu.
     """
     bucket_of(order.workdir)
-    secrets = _values(target.secrets)
-    shipped, job = _plan(order, several_hosts=target.num_hosts > 1)
-    _check_no_secret(secrets, shipped, job)
+    shipped, job = _plan(order, _values(target.secrets), several_hosts=target.num_hosts > 1)
     out.mkdir(parents=True, exist_ok=True)
     archive = f"{order.workdir.rstrip('/')}/launch/{target.name}-{job.id}.tar.gz"
     file = out / pathlib.PurePosixPath(archive).name
@@ -160,10 +157,10 @@ def on_slurm(
     if not order.workdir.startswith("/"):
         raise ValueError(f"--workdir: {order.workdir!r} is not an absolute path that nodes share")
     check_secrets(secrets)
-    shipped, job = _plan(order, several_hosts=nodes * max(1, gpus_per_node) > 1)
+    several = nodes * max(1, gpus_per_node) > 1
+    shipped, job = _plan(order, _values(secrets), several_hosts=several)
     if job.buckets:
         raise ValueError(f"--workdir: gs://{job.buckets[0]} is not mounted by the nodes")
-    _check_no_secret(_values(secrets), shipped, job)
     out.mkdir(parents=True, exist_ok=True)
     file, script = out / f"{name}.tar.gz", out / f"{name}.sh"
     pack(shipped, job.to_json(), file)
@@ -246,7 +243,8 @@ def _record(folder: pathlib.Path, name: str) -> Record:
     return record
 
 
-def _plan(order: Order, *, several_hosts: bool) -> tuple[Shipment, Job]:
+def _plan(order: Order, secrets: Mapping[str, str], *, several_hosts: bool) -> tuple[Shipment, Job]:
+    """What is shipped and run.  Raises ValueError where it holds the value of a secret."""
     shipped = shipment(_PACKAGE, allow_dirty=order.allow_dirty)
     job = plan_job(
         order.config,
@@ -259,20 +257,16 @@ def _plan(order: Order, *, several_hosts: bool) -> tuple[Shipment, Job]:
         several_hosts=several_hosts,
         mounts=MOUNTS,
     )
-    return shipped, job
-
-
-def _values(secrets: Sequence[str]) -> dict[str, str]:
-    return {name: os.environ[name] for name in secrets}
-
-
-def _check_no_secret(secrets: Mapping[str, str], shipped: Shipment, job: Job) -> None:
-    """What is shipped and shown must hold none of the secrets' values."""
     for name, value in secrets.items():
         if value in job.to_json():
             raise ValueError(f"--secret: the value of {name} is in the config or its overrides")
         if value.encode() in shipped.diff:
             raise ValueError(f"--allow_dirty: the value of {name} is in the uncommitted files")
+    return shipped, job
+
+
+def _values(secrets: Sequence[str]) -> dict[str, str]:
+    return {name: os.environ[name] for name in secrets}
 
 
 def _plan_lines(
