@@ -271,7 +271,7 @@ def test_what_is_as_it_was_is_not_compiled_again(config, monkeypatch):
         tried.append(config)
         return Flight(topology, config, None, "does not fit")
 
-    monkeypatch.setattr(preflight, "fly", refuse)
+    monkeypatch.setattr(preflight, "_compiled", refuse)
     split = with_fields(config, {"mesh.data": 1, "mesh.fsdp": -1, "model.remat": "full"})
     split = with_fields(split, {"model.scan": True})
     assert nearest_fit(split, parse_topology("v5e-8"), jax.devices(), lambda line: None) is None

@@ -86,7 +86,10 @@ def _fly(arguments: argparse.Namespace, config) -> int:
             config, topology, functools.partial(topologies.devices, cache_dir=cache_dir()), say
         )
         if found is None:
-            say(f"  no slice of {topology.chip} holds it; take a smaller model")
+            say(
+                "  nothing that was tried holds it; take a smaller model, or a train.batch_size "
+                "that divides by more chips"
+            )
         else:
             say("\n".join(preflight.report(found[1], price)))
     return 0 if fits else 2

@@ -86,6 +86,10 @@ def fly(config: RunConfig, topology: Topology, devices: list) -> Flight:
     """
     if reason := _too_large(config, topology, devices):
         return Flight(topology, config, None, reason)
+    return _compiled(config, topology, devices)
+
+
+def _compiled(config: RunConfig, topology: Topology, devices: list) -> Flight:
     try:
         step = compile_step(config, devices)
     except jax.errors.JaxRuntimeError as error:
@@ -123,7 +127,7 @@ def larger_fit(
       say: Told of each try.
 
     Returns:
-      The changed fields, and what compiling them told; None: the largest slice is too small.
+      The changed fields, and what compiling them told; None: none of those that were tried is enough.
     """
 
     def candidates() -> Iterator[Candidate]:
@@ -159,7 +163,7 @@ def _first_fit(
         if tries == _MOST_TRIES:
             return None
         tries += 1
-        flight = fly(changed, topology, devices)
+        flight = _compiled(changed, topology, devices)
         say(f"  {words}: {'fits' if flight.step else flight.refusal}")
         if flight.step:
             return change, flight
