@@ -127,7 +127,7 @@ def larger_fit(
       say: Told of each try.
 
     Returns:
-      The changed fields, and what compiling them told; None: none of those that were tried is enough.
+      The changed fields, and what compiling them told; None: nothing that was tried holds it.
     """
 
     def candidates() -> Iterator[Candidate]:
