@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,6 +31,7 @@ from gpt_jax.types import Tree
 # Two items, so that a reader of parameters never touches the optimizer's slots.
 _IN_FLIGHT = 1 << 26  # bytes that are written at a time where memory counts more than speed
 _MOST_FAILURES = 3  # saves in a row
+_STRAY_SECONDS = 10  # that those threads of a failed save are waited for which may never end
 
 
 class SaveError(RuntimeError):
@@ -47,6 +50,17 @@ def _canonical(state: Any) -> dict[str, jax.Array]:
     leaves = trees.flatten(state)
     on_cpu = next(iter(jax.tree.leaves(state)[0].devices())).platform == "cpu"
     return _stack(state) if on_cpu or not canonical.is_canonical(leaves) else leaves
+
+
+def _wait_for_strays(running: list[threading.Thread]) -> None:
+    """Returns when the threads that were started since have ended.
+
+    A save that fails at once leaves those that write its other parts, and Orbax waits for none of
+    them: they would go on writing where the same step is saved next.
+    """
+    deadline = time.monotonic() + _STRAY_SECONDS
+    while not set(threading.enumerate()).issubset(running) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 class Checkpoints(CheckpointReader):
@@ -129,10 +143,13 @@ class Checkpoints(CheckpointReader):
         self._saving, self._failure = step, None
         self._bytes = sum(array.nbytes for array in arrays.values())
         failure = None
+        running = threading.enumerate()
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             failure = error
+            self._close_manager()
+            _wait_for_strays(running)
         if failure := self._failure_of_any(failure):
             self._failed(failure)
 
@@ -192,12 +209,15 @@ class Checkpoints(CheckpointReader):
         self.settle()
         self._manager.close()
 
+    def _close_manager(self) -> None:
+        with contextlib.suppress(Exception):  # it may tell the last save's error again
+            self._manager.close()
+
     def _failed(self, error: BaseException) -> None:
         """Gets rid of what a failed save left, in the folder and in Orbax's memory of its steps."""
         step, self._saving = self._saving, None
         self._failure, self._failures = error, self._failures + 1
-        with contextlib.suppress(Exception):  # it may tell the same error again
-            self._manager.close()
+        self._close_manager()
         self._manager = self._open()
         if step in self.steps():
             if jax.process_count() == 1 and self._is_sound(step):
