@@ -3,16 +3,16 @@
 import os
 import pathlib
 
-# Before JAX starts: tests never look for an accelerator, and see eight CPU devices.
+# Before JAX starts, here and in the processes that tests start: they never look for an accelerator,
+# and as most of their programs run a few times, to optimize them would take longer than they run.
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import numpy as np
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 8)
-# Most programs of tests run a few times: to optimize them takes longer than they run.
-jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_num_cpu_devices", 8)  # for every test
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -11,6 +11,9 @@ from conftest import ROOT
 from gpt_jax.runs.ledger import read_ledger
 from gpt_jax.scaling.prediction import score
 
+# Runs of one size then compile nothing anew, however long they are.
+ONE_PROGRAM = ("--config.optimizer.schedule=constant", "--config.optimizer.warmup=0")
+
 
 @pytest.fixture
 def run_study(cache_dir, corpus, tmp_path):
@@ -21,7 +24,7 @@ def run_study(cache_dir, corpus, tmp_path):
         done = subprocess.run(
             [
                 sys.executable, f"experiments/{name}/study.py", "--debug", "--processes=2",
-                f"--root={tmp_path}", f"--config.data.path={corpus}", *words,
+                f"--root={tmp_path}", f"--config.data.path={corpus}", *ONE_PROGRAM, *words,
             ],
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
         )  # fmt: skip

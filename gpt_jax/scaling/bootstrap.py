@@ -5,15 +5,35 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from gpt_jax.scaling import fits, optima
 from gpt_jax.scaling.laws import ComputeLaw
 from gpt_jax.scaling.points import Points, budgets
 
-# Fits that have a form for many weightings of the points at once: 20 times faster.
-_AT_ONCE = {fits.fit_param_data: (fits.fit_param_data_many, fits.require_param_data)}
 _TRIES = 100  # draws without enough sizes for the law are drawn again
+
+
+def _all_that_count(points: Points, places: np.ndarray) -> np.ndarray:
+    fits.require_param_data(points.take(places))
+    return places
+
+
+def _best_that_count(points: Points, places: np.ndarray) -> np.ndarray:
+    best = places[optima.frontier_places(points.take(places))]
+    fits.require_compute(points.flops[best])
+    return best
+
+
+# Fits that have a form for many weightings of the points at once, 20 times faster: that form, and
+# the places that count of those that were drawn.
+_AT_ONCE = {
+    fits.fit_param_data: (fits.fit_param_data_many, _all_that_count),
+    optima.fit_frontier: (
+        lambda points, weights: fits.fit_compute_many(points.flops, points.loss, weights),
+        _best_that_count,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,21 +92,21 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     groups = budgets(points.flops) if within_budgets else [np.arange(len(points))]
 
-    def draw(accepted: Callable[[Points], Any]) -> tuple[np.ndarray, Any]:
+    def draw(accepted: Callable[[np.ndarray], Any]) -> Any:
         for _ in range(_TRIES):
-            rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
+            places = np.concatenate([rng.choice(group, len(group)) for group in groups])
             try:
-                return rows, accepted(points.take(rows))
+                return accepted(places)
             except ValueError:
                 continue
         raise ValueError(f"ledger: {len(points)} runs, and hardly any draw of them can be fitted")
 
     if fit in _AT_ONCE:
-        many, check = _AT_ONCE[fit]
-        weights = [np.bincount(draw(check)[0], minlength=len(points)) for _ in range(draws)]
-        laws = many(points, np.array(weights))
+        fit_many, count = _AT_ONCE[fit]
+        counted = [draw(lambda places: count(points, places)) for _ in range(draws)]
+        laws = fit_many(points, np.array([np.bincount(c, minlength=len(points)) for c in counted]))
     else:
-        laws = [draw(fit)[1] for _ in range(draws)]
+        laws = [draw(lambda places: fit(points.take(places))) for _ in range(draws)]
     return Bootstrap(law, tuple(laws), *run_noise(points, law), seed)
 
 
@@ -118,7 +138,7 @@ def interval(
     """
     losses = found.numbers(predict)
     shares = (np.arange(199) + 0.5) / 199
-    noise = np.exp(found.noise * stats.t.ppf(shares, found.freedom))
+    noise = np.exp(found.noise * special.stdtrit(found.freedom, shares))
     spread = losses[:, None] * noise.reshape(-1, *[1] * (losses.ndim - 1))
     spread = spread.reshape(-1, *losses.shape[1:])
     low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2], axis=0)

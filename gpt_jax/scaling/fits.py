@@ -47,14 +47,27 @@ def fit_compute(flops: Any, loss: Any) -> ComputeLaw:
       ValueError: Fewer than three budgets: the law has three constants.
     """
     flops, loss = np.asarray(flops, float), np.asarray(loss, float)
-    if len(np.unique(flops)) < 3:
+    require_compute(flops)
+    return fit_compute_many(flops, loss, np.ones((1, len(flops))))[0]
+
+
+def require_compute(flops: np.ndarray) -> None:
+    """Raises a ValueError where the budgets are too few for L(C)."""
+    if (budgets := len(np.unique(flops))) < 3:
         raise ValueError(
-            f"ledger: too few budgets for {ComputeLaw.form}: missing "
-            f"{3 - len(np.unique(flops))} more ({len(np.unique(flops))} of at least 3)"
+            f"ledger: too few budgets for {ComputeLaw.form}: missing {3 - budgets} more "
+            f"({budgets} of at least 3)"
         )
+
+
+def fit_compute_many(flops: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> list[ComputeLaw]:
+    """The laws for many weightings [weightings, points] of the points at once."""
     features = np.log(flops)[None, None]
-    exponents, found = projection.fit_powers(features, loss, np.ones((1, len(flops))))
-    return ComputeLaw(a=float(found[0, 1]), b=-float(exponents[0, 0]), c=float(found[0, 0]))
+    exponents, found = projection.fit_powers(features, loss, np.asarray(weights, float))
+    return [
+        ComputeLaw(a=float(a), b=-float(b), c=float(c))
+        for (b,), (c, a) in zip(exponents, found, strict=True)
+    ]
 
 
 def fit_param_data(points: Points, method: str = "vpnls") -> ParamDataLaw:

@@ -122,10 +122,14 @@ def fit_minima(minima: Sequence[Minimum], *, weighted: bool = False) -> tuple[Po
     )
 
 
+def frontier_places(points: Points, tolerance: float = 0.25) -> np.ndarray:
+    """The place among the points of the run with the lowest loss of each budget."""
+    return np.array([runs[points.loss[runs].argmin()] for runs in budgets(points.flops, tolerance)])
+
+
 def frontier(points: Points, tolerance: float = 0.25) -> Points:
     """The run with the lowest loss of each budget."""
-    best = [runs[points.loss[runs].argmin()] for runs in budgets(points.flops, tolerance)]
-    return points.take(best)
+    return points.take(frontier_places(points, tolerance))
 
 
 def fit_frontier(points: Points) -> ComputeLaw:
