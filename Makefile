@@ -19,7 +19,7 @@ quickstart: $(VENV)/base
 	@echo; echo "the run: $(RUN) (loss.png is its loss curve)"
 
 test: lint
-	$(bin)/python -m pytest -n auto --dist=loadscope
+	$(bin)/python -m pytest -n auto --dist=loadscope --no-loadscope-reorder
 
 slow: $(VENV)/dev
 	$(bin)/python -m pytest -m slow
@@ -29,7 +29,7 @@ peers: $(VENV)/dev
 	$(bin)/python -m pip install -q -e '.[dev,peers]'
 	test -d $(VENV)/openai-0.28 || \
 		$(bin)/python -m pip install -q --target $(VENV)/openai-0.28 openai==0.28.1
-	GPT_JAX_OPENAI_028=$(VENV)/openai-0.28 $(bin)/python -m pytest -m peers -n auto --dist=loadscope
+	GPT_JAX_OPENAI_028=$(VENV)/openai-0.28 $(bin)/python -m pytest -m peers -n auto --dist=loadscope --no-loadscope-reorder
 
 # Needs chromium and chromedriver, Debian's packages chromium and chromium-driver.
 browser: $(VENV)/dev

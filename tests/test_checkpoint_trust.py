@@ -24,6 +24,7 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.runs.checkpoint_reader import CheckpointReader
 from gpt_jax.runs.checkpoints import Checkpoints, SaveError
 from gpt_jax.runs.config import run_config
+from gpt_jax.runs.line_file import LineFile
 from gpt_jax.runs.manifest import DamagedError
 from gpt_jax.runs.quarantine import CheckpointWarning, damaged
 from gpt_jax.runs.retention import preserved
@@ -259,6 +260,26 @@ def test_a_failed_save_is_no_step_and_the_next_is_accepted(tmp_path, failing):
         assert step == 2
         assert_is_state(restored, 2)
         assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_lines_wait_for_room_and_a_save_for_the_lines(tmp_path, monkeypatch):
+    path, log = tmp_path / "lines", LineFile(tmp_path / "lines")
+    log.write("one")
+    with open("/dev/full", "wb", buffering=0) as full:  # which takes nothing
+        monkeypatch.setattr(log, "_file", full)
+        log.write("two")
+        log.write("three")
+        with opened(tmp_path / "checkpoints") as checkpoints:
+            save_all(checkpoints, 1)
+            with pytest.warns(CheckpointWarning, match="checkpoint 2: was not saved: .*No space"):
+                checkpoints.save(2, state(2), {}, before=log.sync)
+            assert checkpoints.steps() == [1]
+            monkeypatch.undo()
+            checkpoints.save(2, state(2), {}, before=log.sync)
+            checkpoints.wait()
+            assert checkpoints.steps() == [1, 2]
+    assert path.read_text() == "one\ntwo\nthree\n"
+    log.close()
 
 
 def test_three_failures_in_a_row_end_the_run(tmp_path, failing):

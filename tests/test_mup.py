@@ -35,7 +35,8 @@ CLOCK = Clock(1, 1, 10)
 
 
 def drawn(config, key=0):
-    return nn.unbox(init_params(Transformer(config), jax.random.key(key)))
+    init = jax.jit(lambda key: nn.unbox(init_params(Transformer(config), key)))
+    return init(jax.random.key(key))
 
 
 def noise(config, seed=0):
@@ -48,14 +49,15 @@ def noise(config, seed=0):
 
 
 def outputs(config, params):
-    return Transformer(config).apply({"params": params}, TOKENS)
+    return jax.jit(Transformer(config).apply)({"params": params}, TOKENS)
 
 
 def updates(params, grads, scaling=WidthScaling(), **values):  # noqa: B008
     """The first update, by name."""
     values = {"warmup": 0, "schedule": "constant", "clip_norm": 0.0, "learning_rate": 0.1} | values
     optimizer = make_optimizer(OptimizerConfig(**values), CLOCK, scaling)
-    return trees.flatten(optimizer.update(grads, optimizer.init(params), params)[0])
+    update = jax.jit(lambda grads: optimizer.update(grads, optimizer.init(params), params)[0])
+    return trees.flatten(update(grads))
 
 
 def assert_same_bits(found, expected):

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -112,7 +112,12 @@ class Checkpoints(CheckpointReader):
         return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def save(
-        self, step: int, state: Any, metadata: dict[str, Any], best: Iterable[int] = ()
+        self,
+        step: int,
+        state: Any,
+        metadata: dict[str, Any],
+        best: Iterable[int] = (),
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         """Saves in the background; returns when the arrays are copied, so that they may be donated.
 
@@ -123,11 +128,21 @@ class Checkpoints(CheckpointReader):
           state: A TrainState; parameters that are None (frozen ones) are not part of it.
           metadata: JSON values.
           best: Steps (runs.best.best_steps) that are kept besides the newest.
+          before: What must be done before the step is there; an OSError of it fails the save.
 
         Raises:
           SaveError: It is the third in a row that failed.
         """
         self.settle()
+        failure = None
+        try:
+            before()
+        except OSError as error:
+            failure = error
+        if failure := self._failure_of_any(failure):
+            self._saving = step
+            self._failed(failure)
+            return
         self._retention.best = frozenset(best)
         self._keep_a_sound_one(step)
         if self._in_flight and canonical.is_canonical(leaves := trees.flatten(state)):
@@ -142,7 +157,6 @@ class Checkpoints(CheckpointReader):
             items[REST] = ocp.args.StandardSave(rest)
         self._saving, self._failure = step, None
         self._bytes = sum(array.nbytes for array in arrays.values())
-        failure = None
         running = threading.enumerate()
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from gpt_jax.runs.line_file import LineFile
+
 FILE = "events.jsonl"  # of process 0; see file_of
 
 
@@ -72,16 +74,15 @@ class EventLog:
         self._phases, self._process = phases, process
         self._written, self._step = dict.fromkeys(PHASES, 0.0), start_step
         torn = os.path.exists(path) and not _ends_with_newline(path)
-        self._file = open(path, "a")  # noqa: SIM115
+        self._file = LineFile(path)
         if torn:  # the process before was killed while it wrote
-            self._file.write("\n")
+            self._file.write("")
         self.event("begin", start_step=start_step)
 
     def event(self, kind: str, **values: Any) -> None:
         """Adds one event."""
         row = {"time": round(time.time(), 3), "process": self._process, "kind": kind, **values}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(row))
 
     def write(self, step: int | None = None) -> None:
         """Adds the seconds of each phase that were not written yet.

@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+from gpt_jax.runs.line_file import LineFile
+
 # Not a result of the run: two runs with equal results differ in these alone.
 VOLATILE = ("time", "perf/")
 
@@ -45,17 +47,16 @@ class MetricsLog:
         with open(partial, "w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         os.replace(partial, self._path)
-        self._file = open(self._path, "a")  # noqa: SIM115
+        self._file = LineFile(self._path)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Adds a row; values that are not finite are written as strings, as JSON has no NaN."""
         row = {"step": step, **{name: _jsonable(value) for name, value in values.items()}}
-        self._file.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps({**row, "time": round(time.time(), 3)}))
 
     def sync(self) -> None:
-        """Returns when all rows are on disk."""
-        os.fsync(self._file.fileno())
+        """Returns when all rows are on disk; OSError where there is no room for them."""
+        self._file.sync()
 
     def close(self) -> None:
         self._file.close()

@@ -270,8 +270,6 @@ class _Loop:
     def _save(self, step: int) -> None:
         self._flush(step)
         self._pause()
-        # Rows up to here are on disk before the checkpoint that would go on from here.
-        self._log.sync()
         with self._waiting():
             peers().arrive(f"before saving step {step}")
         t = self._training
@@ -279,7 +277,8 @@ class _Loop:
         if first_nonfinite >= 0:
             raise nonfinite_error(t, first_nonfinite)
         with self._phases.during("save_wait"), self._waiting():
-            t.checkpoints.save(step, t.state, t.metadata, self._best_steps())
+            # Rows up to here are on disk before the checkpoint that would go on from here.
+            t.checkpoints.save(step, t.state, t.metadata, self._best_steps(), self._log.sync)
         self._events.write(step)
         self._stopwatch.resume()
 

@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from gpt_jax.runs.line_file import without_room
+
 
 class Progress:
     """Shows steps out of a total.
@@ -53,7 +55,8 @@ class Progress:
         if self._quiet:
             return
         if self._bar.disable:
-            print(text, flush=True)
+            with without_room():  # the output may be a file on the disk of the run
+                print(text, flush=True)
         else:
             self._bar.write(text, file=sys.stdout)
 
