@@ -298,7 +298,7 @@ def test_mistakes_at_the_command(capsys):
 
 # Compiles a step, then takes it: what was foretold, and what the process grew by.
 _MEASURE = """
-import gc, json, sys
+import gc, json, sys, time
 import jax
 from gpt_jax.data.pipeline import train_batches
 from gpt_jax.parallel import sharding
@@ -320,6 +320,7 @@ batches = train_batches(t.data.train, 0, config.train.batch_size, 0, local)
 for _ in range(3):
     arrays = sharding.global_batch(next(batches)[1], local, config.train.batch_size, t.mesh)
     jax.block_until_ready(t.state)
+    time.sleep(1)  # temporaries are given back a little later
     before = memory("VmRSS")
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the highest so far begins anew
