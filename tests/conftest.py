@@ -16,6 +16,10 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)  # for every test
 
+# For processes that are to compile as a user's.
+AS_FOR_USERS = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+AS_FOR_USERS["XLA_FLAGS"] = os.environ["XLA_FLAGS"].rpartition(" ")[0]
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

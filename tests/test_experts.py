@@ -139,7 +139,7 @@ def test_a_token_does_not_feel_later_ones(capacity):
     assert np.abs(one[0, 9:] - other[0, 9:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_with_a_cache_it_is_the_whole_text(scan):
     config = dataclasses.replace(CONFIG, scan=scan, expert_capacity=0.25)
     model, params = make(config)
@@ -177,7 +177,7 @@ def test_experts_over_devices_are_experts(capacity):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), got, expected)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_losses_of_the_router_do_not_change_with_accumulation(scan):
     config = dataclasses.replace(
         CONFIG, scan=scan, expert_balance=1.0, router_z_loss=0.1, expert_capacity=0.5

@@ -399,6 +399,7 @@ def on_one_device_and_on_a_mesh(start, folder, model, **sections):
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_is_the_same_on_a_mesh(start, translations, tmp_path):
     sections = {"tasks": {"names": (translations,)}, "objective": {"name": "seq2seq"}}
     one, eight = map(two_steps, on_one_device_and_on_a_mesh(start, tmp_path, SEQ2SEQ, **sections))

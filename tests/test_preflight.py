@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import AS_FOR_USERS, ROOT
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax.cli.main import main
@@ -147,8 +147,9 @@ def test_the_state_without_arrays_is_that_of_a_run(config, step, corpus, cache_d
 
 @pytest.mark.parametrize(
     "file",
-    ["pretrain_bert.py", "pretrain_t5.py:size=small", "pretrain_gpt.py:objective=prefix_lm",
-     "pretrain_gpt.py:objective=permutation_lm", "pretrain_gpt.py:objective=fill_in_the_middle"],
+    ["pretrain_bert.py", "pretrain_t5.py:size=small",
+     *(pytest.param(f"pretrain_gpt.py:objective={name}", marks=pytest.mark.slow)
+       for name in ("prefix_lm", "permutation_lm", "fill_in_the_middle"))],
 )  # fmt: skip
 def test_batches_without_data_are_those_of_the_objective(file):
     name, colon, argument = file.partition(":")
@@ -345,7 +346,7 @@ def test_the_memory_of_a_step_is_as_foretold(corpus, cache_dir, tmp_path):
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(tmp_path / "run"), str(cache_dir), *words], cwd=ROOT,
-        capture_output=True, text=True, timeout=900,
+        env=AS_FOR_USERS, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     arguments, live, temporary, grown = json.loads(done.stdout.splitlines()[-1])

@@ -1,6 +1,5 @@
 """A server's memory does not grow, whatever is asked: nothing leaks, and programs are forgotten."""
 
-import os
 import random
 import re
 import subprocess
@@ -14,7 +13,7 @@ import jax
 import make_hf_fixtures as fixture
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import AS_FOR_USERS, ROOT
 from serve_fixtures import TOKENIZER, TOOL_TEMPLATE, serving, tiny_model
 from test_serve_fuzz import fuzz
 
@@ -57,6 +56,7 @@ def test_without_word_of_the_c_library_programs_have_a_size_that_is_guessed(monk
         assert watched.trim() == forgets, count
 
 
+@pytest.mark.slow
 def test_texts_go_on_where_programs_are_forgotten(monkeypatch):
     body = {"model": "tiny", "prompt": "ab", "max_tokens": 18, "seed": 1}
 
@@ -158,10 +158,9 @@ def test_a_server_keeps_nothing_of_what_it_was_asked(tmp_path):
         "--port=0",
         "--no-warm_up",
     ]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     log = tmp_path / "log"
     with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+        process = subprocess.Popen(command, cwd=ROOT, env=AS_FOR_USERS, stdout=out, stderr=out)
     try:
         while not (found := re.search(r" at (http://\S+)", log.read_text())):
             assert process.poll() is None, log.read_text()

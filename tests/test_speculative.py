@@ -192,7 +192,7 @@ def exact(prompt, num_tokens, rules):
     ],
     ids=lambda values: "-".join(values),
 )
-@pytest.mark.parametrize("name", ["lookup", "other"])
+@pytest.mark.parametrize("name", [pytest.param("lookup", marks=pytest.mark.slow), "other"])
 def test_sampled_texts_have_the_targets_distribution(name, values):
     """Chi-square over 4,096 texts of 4 tokens; a wrong rule gives p under 1e-20."""
     prompt, n, length = [1, 0, 4, 1, 0], 4096, 4

@@ -1,6 +1,6 @@
 """Does the best learning rate stay where it is as a model gets wider?
 
-    python experiments/mup/learning_rate_transfer.py [--rates=-10:-3] [--init=fan_in|gpt2]
+    python experiments/mup/learning_rate_transfer.py [--rates=-10:-4] [--init=fan_in|gpt2]
 
 Models of several widths are trained for --steps steps at learning rates a factor of 2 apart on the
 Python standard library by bytes, in the standard parametrisation and in muP; AdamW, depth 2.  The
@@ -90,7 +90,8 @@ def best(means: list[float], field: str) -> int:
 def vertex(means: list[float], place: int) -> float:
     """Where, in places, the parabola through a least mean and its neighbours is lowest."""
     before, least, after = means[place - 1 : place + 2]
-    return place + (before - after) / (2 * (before - 2 * least + after))
+    bend = before - 2 * least + after
+    return place + (before - after) / (2 * bend) if bend else float(place)
 
 
 def study(args) -> dict[str, Any]:
@@ -182,14 +183,14 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser = arguments(
         __doc__,
         "learning_rate_transfer",
-        widths=(16, 32, 64, 128),
-        steps=120,
-        seeds=2,
-        batch_size=16,
-        warmup=24,
+        widths=(32, 64, 128, 256),
+        steps=250,
+        seeds=3,
+        batch_size=8,
+        warmup=25,
         dtype="bfloat16",
     )
-    parser.add_argument("--rates", type=exponents, default=(-10, -3), help="powers of 2, LOW:HIGH")
+    parser.add_argument("--rates", type=exponents, default=(-10, -4), help="powers of 2, LOW:HIGH")
     parser.add_argument("--eval_batches", type=int, default=8, help=f"of {_EVAL_BATCH} rows")
     args = parser.parse_args(words)
     result = study(args)
