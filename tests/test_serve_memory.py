@@ -185,5 +185,6 @@ def test_a_server_keeps_nothing_of_what_it_was_asked(tmp_path):
         f"{sizes[-1] / 2**20:.0f} MiB; of each of {count * size} bodies {grown.mean():.1f} bytes "
         f"stayed, the median of {count} times is {np.median(grown):.1f}"
     )
-    # A leak is there each time; a heap that grows for a piece that fits no hole does so seldom.
-    assert np.median(grown) < 50 and grown.mean() < 100
+    # A leak is there each time, and what could leak is larger: the least object of a request takes
+    # 200 bytes. The heap of the libraries below Python grows by 20 to 60 bytes a body.
+    assert np.median(grown) < 100 and grown.mean() < 200
