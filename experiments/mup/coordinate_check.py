@@ -15,7 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from small_runs import PARAMETRISATIONS, arguments, batches, config_for, prepare, program, write
+from small_runs import (
+    PARAMETRISATIONS,
+    arguments,
+    batches,
+    config_for,
+    prepare,
+    program,
+    told,
+    write,
+)
 
 # The largest slope of muP that counts as none.
 TOLERANCE = 0.1
@@ -140,7 +149,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     print_table(cases, args.steps)
     print(f"\nlargest |slope| at step {args.steps}: "
           + ", ".join(f"{name} {value:.2f}" for name, value in largest.items()))  # fmt: skip
-    result = {"arguments": vars(args), "largest_slope": largest, "cases": cases}
+    result = {"arguments": told(args), "largest_slope": largest, "cases": cases}
     write(args.out, result)
     draw(cases, args.widths, args.out.removesuffix(".json") + ".png")
     grown = [name for name in largest if name.endswith("mup") and largest[name] > TOLERANCE]

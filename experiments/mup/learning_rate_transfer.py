@@ -25,6 +25,7 @@ from small_runs import (
     config_for,
     prepare,
     program,
+    told,
     write,
 )
 
@@ -108,7 +109,7 @@ def study(args) -> dict[str, Any]:
                 found[name][str(width)] = losses(args, data, width, name == "mup")
             means = " ".join(f"{np.mean(loss):.4f}" for loss in found[name][str(width)])
             print(f"{name} {width} ({time.monotonic() - began:.0f} s): {means}", flush=True)
-    return {"arguments": vars(args), "rates": rates(args), "losses": found}
+    return {"arguments": told(args), "rates": rates(args), "losses": found}
 
 
 def conclude(result: dict[str, Any]) -> dict[str, Any]:

@@ -131,6 +131,11 @@ def _numbers(words: str) -> tuple[int, ...]:
     return numbers
 
 
+def told(args: argparse.Namespace) -> dict[str, Any]:
+    """What a script's JSON keeps of its arguments: not the place of that JSON."""
+    return {name: value for name, value in vars(args).items() if name != "out"}
+
+
 def write(path: str, result: dict[str, Any]) -> None:
     """Writes a script's JSON."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
