@@ -23,6 +23,11 @@ AS_FOR_USERS["XLA_FLAGS"] = os.environ["XLA_FLAGS"].rpartition(" ")[0]
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """The file that takes longest comes first: at the end a process would be alone with it."""
+    items.sort(key=lambda item: item.path.name != "test_studies.py")
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> pathlib.Path:
     """A folder of 40 short texts over a few words."""

@@ -31,7 +31,7 @@ from gpt_jax.types import Tree
 # Two items, so that a reader of parameters never touches the optimizer's slots.
 _IN_FLIGHT = 1 << 26  # bytes that are written at a time where memory counts more than speed
 _MOST_FAILURES = 3  # saves in a row
-_STRAY_SECONDS = 10  # that those threads of a failed save are waited for which may never end
+_STRAY_SECONDS = 5  # that those threads of a failed save are waited for which may never end
 
 
 class SaveError(RuntimeError):
