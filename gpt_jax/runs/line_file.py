@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -19,7 +20,7 @@ def without_room() -> Iterator[None]:
 
 
 class LineFile:
-    """Adds lines; those that find no room on the disk wait in memory for it.
+    """Adds lines, from any thread; those that find no room on the disk wait in memory for it.
 
     Args:
       path: The file; what it holds stays.
@@ -28,11 +29,12 @@ class LineFile:
     def __init__(self, path: str | os.PathLike):
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._waiting = b""
+        self._lock = threading.RLock()
 
     def write(self, line: str) -> None:
         """Adds a line, which others can read from now on if there is room."""
-        self._waiting += f"{line}\n".encode()
-        with without_room():
+        with self._lock, without_room():
+            self._waiting += f"{line}\n".encode()
             self._write()
 
     def _write(self) -> None:
@@ -45,7 +47,8 @@ class LineFile:
         Raises:
           OSError: There is no room for them.
         """
-        self._write()
+        with self._lock:
+            self._write()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -54,7 +57,8 @@ class LineFile:
         Raises:
           OSError: There is no room for it.
         """
-        try:
-            self._write()
-        finally:
-            self._file.close()
+        with self._lock:
+            try:
+                self._write()
+            finally:
+                self._file.close()
