@@ -15,16 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from small_runs import (
-    PARAMETRISATIONS,
-    arguments,
-    batches,
-    config_for,
-    prepare,
-    program,
-    told,
-    write,
-)
+from small_runs import PARAMETRISATIONS, arguments, batches, config_for, prepare, program, write
 
 # The largest slope of muP that counts as none.
 TOLERANCE = 0.1
@@ -149,8 +140,8 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     print_table(cases, args.steps)
     print(f"\nlargest |slope| at step {args.steps}: "
           + ", ".join(f"{name} {value:.2f}" for name, value in largest.items()))  # fmt: skip
-    result = {"arguments": told(args), "largest_slope": largest, "cases": cases}
-    write(args.out, result)
+    result = {"largest_slope": largest, "cases": cases}
+    write(args, result)
     draw(cases, args.widths, args.out.removesuffix(".json") + ".png")
     grown = [name for name in largest if name.endswith("mup") and largest[name] > TOLERANCE]
     if grown:

@@ -25,7 +25,6 @@ from small_runs import (
     config_for,
     prepare,
     program,
-    told,
     write,
 )
 
@@ -109,7 +108,7 @@ def study(args) -> dict[str, Any]:
                 found[name][str(width)] = losses(args, data, width, name == "mup")
             means = " ".join(f"{np.mean(loss):.4f}" for loss in found[name][str(width)])
             print(f"{name} {width} ({time.monotonic() - began:.0f} s): {means}", flush=True)
-    return {"arguments": told(args), "rates": rates(args), "losses": found}
+    return {"rates": rates(args), "losses": found}
 
 
 def conclude(result: dict[str, Any]) -> dict[str, Any]:
@@ -195,14 +194,14 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--eval_batches", type=int, default=8, help=f"of {_EVAL_BATCH} rows")
     args = parser.parse_args(words)
     result = study(args)
-    write(args.out, result)
+    write(args, result)
     draw(result, args.out.removesuffix(".json") + ".png")
     try:
         result["summary"] = conclude(result)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    write(args.out, result)
+    write(args, result)
     print_table(result["summary"])
     return result
 

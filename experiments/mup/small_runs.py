@@ -131,12 +131,8 @@ def _numbers(words: str) -> tuple[int, ...]:
     return numbers
 
 
-def told(args: argparse.Namespace) -> dict[str, Any]:
-    """What a script's JSON keeps of its arguments: not the place of that JSON."""
-    return {name: value for name, value in vars(args).items() if name != "out"}
-
-
-def write(path: str, result: dict[str, Any]) -> None:
-    """Writes a script's JSON."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(result, indent=1) + "\n")
+def write(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Writes a script's JSON: its arguments, but for the place of that JSON, and what it found."""
+    told = {name: value for name, value in vars(args).items() if name != "out"}
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.out).write_text(json.dumps({"arguments": told, **result}, indent=1) + "\n")
