@@ -6,6 +6,7 @@ FACTS is written by `stub_command`. What the stub does is told by the run's name
 """
 
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -44,7 +45,7 @@ def stub_command(run) -> list[str]:
     facts = run.workdir.with_name(f"{run.name}.facts")
     text = {"workdir": str(run.workdir), "config": run.config.to_dict(), "steps": run.steps}
     facts.write_text(json.dumps(text))
-    return [sys.executable, __file__, str(facts)]
+    return [__file__, str(facts)]
 
 
 def main(facts: dict) -> int:
@@ -73,7 +74,7 @@ def main(facts: dict) -> int:
         signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
         (workdir / "ready").write_text("")
         if workdir.name == "slow-stops":
-            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(multiprocessing.parent_process().pid, signal.SIGTERM)
         while not stopped:
             time.sleep(0.01)
         save(workdir, rows, 1)

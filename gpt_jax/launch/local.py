@@ -12,13 +12,11 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from gpt_jax.launch.group import end_with_parent
+from gpt_jax.launch import warm
 from gpt_jax.launch.standing import clock, is_done, last_line, log_path, old_rows, row_of
 from gpt_jax.launch.sweeps import LEDGER, LOCK, STATE, PlannedRun
 from gpt_jax.runs.ledger import DIVERGED, FAILED, FINISHED, write_ledger
@@ -29,9 +27,8 @@ _TICK = 0.1  # seconds between looks at the processes
 
 
 def train_command(run: PlannedRun) -> list[str]:
-    """The command of a run."""
-    train = [sys.executable, "-m", "gpt_jax", "train"]
-    return [*train, *run.arguments, f"--workdir={run.workdir}"]
+    """The command of a run, as after `python`."""
+    return ["-m", "gpt_jax", "train", *run.arguments, f"--workdir={run.workdir}"]
 
 
 def run_sweep(
@@ -99,7 +96,7 @@ class _Child:
     """A run under way, and the share of the machine that it has."""
 
     run: PlannedRun
-    process: subprocess.Popen
+    process: warm.Process
     slot: int
     since: float
 
@@ -136,7 +133,7 @@ class _Runner:
 
     def go_on(self, stop: str | None) -> bool:
         """Settles what has ended and starts what can start; whether anything is left."""
-        for child in [child for child in self._children if child.process.poll() is not None]:
+        for child in [child for child in self._children if child.process.exitcode is not None]:
             self._children.remove(child)
             self._settle(child, bool(stop))
         if stop and not self._told:
@@ -176,23 +173,14 @@ class _Runner:
     def _start(self, run: PlannedRun) -> None:
         taken = {child.slot for child in self._children}
         slot = next(i for i in range(len(self._cores)) if i not in taken)
-        with open(log_path(run), "ab") as log:
-            process = subprocess.Popen(
-                self._command(run),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C in a terminal is for the sweep, which passes it on.
-                start_new_session=True,
-                preexec_fn=_before_run(self._cores[slot]),
-            )
+        process = warm.start(self._command(run), log=log_path(run), cores=self._cores[slot])
         self._children.append(_Child(run, process, slot, time.monotonic()))
         number = f"{self._number[run.name]} of {len(self._number)}"
         self._say(f"{run.name}: begins ({number})")
         self._write_state()
 
     def _settle(self, child: _Child, stopping: bool) -> None:
-        run, code = child.run, child.process.returncode
+        run, code = child.run, child.process.exitcode
         stopped = code == INTERRUPTED or (stopping and code < 0)
         row = self._record(run, failed=not stopped)
         took, status = clock(time.monotonic() - child.since), row["status"] if row else FAILED
@@ -237,7 +225,7 @@ class _Runner:
         """Ends what is still under way, where an error or a second Ctrl-C ended the sweep."""
         for child in self._children:
             child.process.kill()
-            child.process.wait()
+            child.process.join()
 
     def end(self, interrupted: bool) -> int:
         """Says what became of all, and returns the exit code."""
@@ -268,18 +256,6 @@ def _shares(processes: int) -> list[set[int] | None]:
         set(cores[low:high]) or {cores[low % len(cores)]}
         for low, high in itertools.pairwise(bounds)
     ]
-
-
-def _before_run(cores: set[int] | None) -> Callable[[], None]:
-    """What a run's process does first: takes its cores, and asks to be told of our end."""
-    end = end_with_parent()  # a sweep that is killed outright leaves no run behind
-
-    def prepare() -> None:
-        end()
-        if cores:
-            os.sched_setaffinity(0, cores)  # XLA then makes as many threads
-
-    return prepare
 
 
 def _is_in_use(workdir: pathlib.Path) -> bool:

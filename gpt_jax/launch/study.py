@@ -2,17 +2,32 @@
 
 import argparse
 import pathlib
-import subprocess
 import sys
 from collections.abc import Sequence
+
+from gpt_jax.launch import warm
 
 
 def gpt_jax(*words: str) -> None:
     """Runs one command; a study whose step fails ends with the step's exit code."""
     print("+ gpt-jax", *words, flush=True)
-    done = subprocess.run([sys.executable, "-m", "gpt_jax", *words], check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    command = ["-m", "gpt_jax", *words]
+    if words[0] == "sweep":  # itself it only starts processes: from here they begin warm
+        code = _exit_code(command)
+    else:
+        process = warm.start(command)
+        process.join()
+        code = process.exitcode
+    if code:
+        sys.exit(code)
+
+
+def _exit_code(command: Sequence[str]) -> int:
+    try:
+        warm.run(command)
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def arguments(doc: str, root: str, words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -4,20 +4,19 @@ import os
 
 import jax
 
-from gpt_jax.parallel.cache_folder import cache_dir
+from gpt_jax.parallel.cache_folder import cache_dir, keep_libraries_files
 from gpt_jax.parallel.host_memory import keep_freed_memory
 
 
 def start() -> None:
     """Before the first computation: memory is kept, compiled programs are cached.
 
-    A second start compiles nothing. What libraries would write elsewhere (matplotlib's list of
-    fonts) goes to the cache folder too.
+    A second start compiles nothing.
     """
     # Before JAX makes its first thread: threads bring arenas of their own, which stay. So it cannot
     # wait until the platform is known; on an accelerator's host it only keeps what is loaded.
     keep_freed_memory()
-    os.environ.setdefault("MPLCONFIGDIR", os.fspath(cache_dir() / "matplotlib"))
+    keep_libraries_files()
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -153,13 +153,11 @@ _MATPLOTLIB = {
 
 def draw_png(figure: Figure, folder: epath.PathLike) -> epath.Path:
     """Writes KEY.png into the folder, which exists; returns its path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import figure as drawing
     from matplotlib.ticker import LogLocator
 
-    canvas, axes = plt.subplots(figsize=(7, 4.5), dpi=140, layout="constrained")
+    canvas = drawing.Figure(figsize=(7, 4.5), dpi=140, layout="constrained")
+    axes = canvas.subplots()
     for series in figure.series:
         how = {"color": series.color, **_MATPLOTLIB[series.style]}
         # A name that begins with _ is left out by matplotlib, and $ begins a formula.
@@ -182,7 +180,6 @@ def draw_png(figure: Figure, folder: epath.PathLike) -> epath.Path:
         axes.legend(fontsize=8)
     path = epath.Path(folder) / f"{figure.key}.png"
     canvas.savefig(path, format="png")
-    plt.close(canvas)
     return path
 
 

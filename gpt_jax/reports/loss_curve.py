@@ -14,10 +14,7 @@ def draw_loss_curve(rows: list[dict[str, Any]], path: epath.PathLike, title: str
       path: The PNG to write.
       title: Written above.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     train = [(row["train/tokens"], row["train/loss"]) for row in rows if "train/loss" in row]
     held_out = [
@@ -25,7 +22,8 @@ def draw_loss_curve(rows: list[dict[str, Any]], path: epath.PathLike, title: str
         for row in rows
         if "eval/validation/loss" in row
     ]
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
     for points, label, style in ((train, "training", "-"), (held_out, "validation", "o-")):
         points = [(x, y) for x, y in points if not isinstance(y, str)]
         if points:
@@ -37,5 +35,4 @@ def draw_loss_curve(rows: list[dict[str, Any]], path: epath.PathLike, title: str
     # Written whole or not at all, like everything in a run.
     partial = f"{os.fspath(path)}.partial"
     figure.savefig(partial, format="png")
-    plt.close(figure)
     os.replace(partial, path)
