@@ -14,7 +14,7 @@ from conftest import ROOT
 from sweep_fixtures import stub_command, write_config
 
 from gpt_jax.cli.main import main
-from gpt_jax.launch import standing
+from gpt_jax.launch import standing, warm
 from gpt_jax.launch.local import _shares, run_sweep
 from gpt_jax.launch.sweeps import plan_sweep, short
 from gpt_jax.runs.ledger import read_ledger
@@ -244,7 +244,6 @@ def wait_for(condition, seconds=20):
         time.sleep(0.02)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to tell a run of our end")
 def test_a_sweep_that_is_killed_leaves_no_run_behind(tmp_path):
     write_config(tmp_path, "", "\ndef sweep_x(): return [{'name': 'slow'}]\n")
     code = (
@@ -376,3 +375,26 @@ def sweep_x():
         folder.rename(tmp_path / name)
     assert [row["status"] for row in ledgers[0]] == [*["finished"] * 4, "diverged"]
     assert ledgers[0] == ledgers[1]
+
+
+def test_a_process_that_begins_warm_is_as_one_of_its_own(tmp_path, monkeypatch):
+    script = tmp_path / "child.py"
+    script.write_text(
+        "import os, sys\n"
+        "print(sys.argv[1:], os.getcwd(), os.environ['SAID'], sorted(os.sched_getaffinity(0)))\n"
+        "print('jax' in sys.modules, os.getsid(0) == os.getpid(), file=sys.stderr)\n"
+        "sys.exit(7)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    core = min(os.sched_getaffinity(0))
+    for said in ("one", "two"):  # what is said after the first has begun counts too
+        monkeypatch.setenv("SAID", said)
+        process = warm.start([str(script), "a", "b c"], log=tmp_path / "log", cores={core})
+        process.join()
+        assert process.exitcode == 7
+        told = f"['a', 'b c'] {tmp_path} {said} [{core}]\n"
+        assert told in (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("True True") == 2
+    process = warm.start(["-m", "gpt_jax", "none"], log=tmp_path / "log")
+    process.join()
+    assert process.exitcode == 2 and "invalid choice: 'none'" in (tmp_path / "log").read_text()

@@ -19,6 +19,9 @@ from gpt_jax.scaling import counts
 
 # Parameters of the layers: layers, width, heads.
 SIZES = {
+    "3k": (1, 16, 1),  # this one and the next two are of study.py --debug
+    "7k": (1, 24, 1),
+    "12k": (1, 32, 2),
     "6k": (2, 16, 1),
     "14k": (2, 24, 1),
     "25k": (2, 32, 2),
@@ -43,7 +46,7 @@ LADDER = {
     3e12: ("38k", "55k", "98k", "147k", "230k", "442k"),
 }
 # The same in seconds; nothing can be learnt from it.
-LADDER_DEBUG = {1e9: ("6k", "14k", "25k"), 3e9: ("6k", "14k", "25k")}
+LADDER_DEBUG = {5e8: ("3k", "7k", "12k"), 1.5e9: ("3k", "7k", "12k")}
 # Rates of Adam (embeddings and head) and of Muon (matrices), from the sweep `learning_rate`.
 LEARNING_RATE, MUON_LEARNING_RATE = 0.05, 0.04
 BATCH_SIZE, SEQ_LEN = 8, 256

@@ -212,7 +212,8 @@ def sweep_transfer():
 def sweep_debug():
     """Two amounts of a few steps at the smallest size: what study.py --debug runs."""
     english = next(run for run in sweep_pretraining() if run["group"] == "25k")
-    yield {**english, "train.duration": "20 steps"}
+    few = {"train.eval_every": "50%", "train.checkpoint_every": "50%", "train.eval_batches": 5}
+    yield {**english, "train.duration": "20 steps", **few}
     for begin in ("scratch", "finetuned"):
         for num_tokens in (5_000, 20_000):
             run = {
@@ -220,5 +221,6 @@ def sweep_debug():
                 "name": f"{begin}-25k-{num_tokens // 1000}k-s0",
                 "data.train_tokens": num_tokens,
                 "train.duration": "2 epochs",
+                **few,
             }
             yield run if begin == "scratch" else {**run, "init.source": "{sweep}/english-25k"}

@@ -9,13 +9,14 @@ import numpy as np
 
 from gpt_jax.ops.digests import digest
 
+_digest = jax.jit(digest)  # traced once a shape, of which there are fewer than leaves
 _PIECE = 1 << 22  # bytes that are hashed at a time where memory counts
 
 
 @jax.jit
 def leaf_digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """uint32[2] of each, in one program."""
-    return {name: digest(array) for name, array in arrays.items()}
+    return {name: _digest(array) for name, array in arrays.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("size",))

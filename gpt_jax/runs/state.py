@@ -1,5 +1,6 @@
 """Everything that a training step reads and writes, in one pytree."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -117,14 +118,16 @@ def run_once(fn: Callable[[], Tree], where: Tree, mesh: Mesh) -> Tree:
     """What `fn` makes of nothing, laid on the mesh by the shardings `where`.
 
     On CPU compiling it takes longer than running it: LLVM's first level halves that, for the same
-    bits at the same speed (docs/speed.md).
+    bits at the same speed (docs/speed.md). Who tells JAX to optimize nothing gets that.
     """
     cpu = mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 1} if cpu else None
+    lower = cpu and not jax.config.read("jax_disable_most_optimizations")
+    options = {"xla_backend_optimization_level": 1} if lower else None
     jitted = jax.jit(fn, out_shardings=where, compiler_options=options)
     return sharding.on_mesh(mesh, jitted)()
 
 
+@functools.lru_cache(maxsize=4)  # a start asks three times, and tracing takes a while
 def abstract_params(model: Transformer) -> Tree:
     """Shapes, dtypes and logical axes (Flax boxes) of the parameters; computes nothing."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))

@@ -75,7 +75,7 @@ def _nonnegative(columns: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.
     weighted = columns * weights[:, None, None, :]
     gram = weighted @ np.swapaxes(columns, 2, 3)
     target = weighted @ y
-    coefficients = _solve(gram, target, np.ones(gram.shape[-1], bool))
+    coefficients = _solve(gram, target)
     wrong = (coefficients < 0).any(-1)
     if not wrong.any():
         return coefficients
@@ -83,7 +83,9 @@ def _nonnegative(columns: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.
     squares = np.full(len(gram), np.inf)
     found = np.zeros_like(target)
     for kept in itertools.product([False, True], repeat=gram.shape[-1]):
-        tried = _solve(gram, target, np.array(kept))
+        chosen = np.flatnonzero(kept)
+        tried = np.zeros_like(target)
+        tried[:, chosen] = _solve(gram[:, chosen[:, None], chosen], target[:, chosen])
         # Squares without those of y, which are the same for all.
         value = np.einsum("ij,ijk,ik->i", tried, gram, tried) - 2 * (tried * target).sum(-1)
         better = (tried >= 0).all(-1) & (value < squares)
@@ -92,12 +94,24 @@ def _nonnegative(columns: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.
     return coefficients
 
 
-def _solve(gram: np.ndarray, target: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Normal equations with the kept columns; the others get 0."""
-    both = kept[:, None] & kept[None, :]
-    dropped = np.diag((~kept).astype(float))
+def _solve(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Solutions [..., n] of normal equations [..., n, n].
+
+    All are eliminated together, a column after the other: of so few columns LAPACK, called for
+    each, is slower.
+    """
+    places = range(gram.shape[-1])
+    rows = [[gram[..., i, j] for j in places] for i in places]
+    right = [target[..., i] for i in places]
     # A hint of a ridge: columns that coincide would have no solution, and lose by their squares.
-    scale = np.trace(gram, axis1=-2, axis2=-1)[..., None, None]
-    ridge = 1e-15 * scale * np.eye(len(kept))
-    matrix = np.where(both, gram + ridge, 0.0) + dropped
-    return np.linalg.solve(matrix, (target * kept)[..., None])[..., 0]
+    ridge = 1e-15 * np.trace(gram, axis1=-2, axis2=-1)
+    for i in places:
+        rows[i][i] = rows[i][i] + ridge
+    for i, j in itertools.combinations(places, 2):
+        factor = rows[j][i] / rows[i][i]
+        rows[j] = [below - factor * above for above, below in zip(rows[i], rows[j], strict=True)]
+        right[j] = right[j] - factor * right[i]
+    for i in reversed(places):
+        known = sum(rows[i][j] * right[j] for j in places[i + 1 :])
+        right[i] = (right[i] - known) / rows[i][i]
+    return np.stack(right, -1) if places else target
