@@ -1,6 +1,5 @@
 """Everything that a training step reads and writes, in one pytree."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +126,6 @@ def run_once(fn: Callable[[], Tree], where: Tree, mesh: Mesh) -> Tree:
     return sharding.on_mesh(mesh, jitted)()
 
 
-@functools.lru_cache(maxsize=4)  # a start asks three times, and tracing takes a while
 def abstract_params(model: Transformer) -> Tree:
     """Shapes, dtypes and logical axes (Flax boxes) of the parameters; computes nothing."""
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
