@@ -38,7 +38,8 @@ def run_study(cache_dir, corpus, tmp_path):
 
 
 def test_predictable_scaling(run_study):
-    folder, said = run_study("predictable_scaling", "--config.train.batch_size=2")
+    once = [f"--config.train.{what}=100%" for what in ("eval_every", "checkpoint_every")]
+    folder, said = run_study("predictable_scaling", "--config.train.batch_size=2", *once)
     rows = read_ledger(folder / "debug.jsonl")
     assert len(rows) == 6 and {row["status"] for row in rows} == {"finished"}
     result = score(folder / "held_out")
