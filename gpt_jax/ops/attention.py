@@ -18,6 +18,7 @@ from gpt_jax.types import Array
 # half of the scores is never computed.
 _BLOCK = 64
 _MAX_BLOCKS = 8
+_LEAST = 16  # queries for which the gradients' own rule is worth while
 
 
 def _scores_mask(causal, segment_ids_BT, window, start: int, stop: int, num_keys: int):
@@ -54,7 +55,7 @@ def _blocked(
 ):  # fmt: skip
     """Causal self-attention by blocks, so that about half of the scores is never computed."""
     B, T = q_BTNH.shape[:2]
-    if not causal or mask_BTS is not None or bias_BNTS is not None or T <= _BLOCK:
+    if not causal or mask_BTS is not None or bias_BNTS is not None or T < _LEAST:
         return _einsum(
             q_BTNH, k_BSKH, v_BSKH, causal=causal, segment_ids_BT=segment_ids_BT, window=window,
             mask_BTS=mask_BTS, bias_BNTS=bias_BNTS, softcap=softcap, precision=precision,
@@ -73,7 +74,9 @@ def _blocked_causal(
 
     Then the gradients of keys and values contract the last dim of what is computed already, and
     only dq needs a transpose, of its narrow operand: XLA:CPU would compute p^T do in f32 and
-    transpose p.
+    transpose p. A block has all of the keys of its queries, so that dq is whole in it and its
+    narrow result is transposed block by block: a sum over blocks, transposed as one, was read with
+    strides of a row's length, and took a sixth of a step of GPT-2's (docs/speed.md).
     """
     return _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap, precision)[0]
 
@@ -123,31 +126,40 @@ def _blocked_bwd(softcap, precision, residuals, g_BTNH):
     split = g_BTNH.astype(precision.operands).reshape(B, T, K, G, H)
     g_BKGTH = products.transposed(split, (0, 2, 3, 1, 4), 1)
     k_BKHT = products.transposed(k_BTKH.astype(precision.operands), (0, 2, 3, 1), 1)
-    dq_BKHGT, dks, dvs = 0.0, [], []
-    for start, stop in _block_bounds(T):
-        # The keys of one block and all queries that may see them.
-        size, length = stop - start, T - start
-        q, g = (x[:, :, :, start:].reshape(B, K, -1, H) for x in (q_BKGTH, g_BKGTH))
-        lse, delta = (x[:, :, None, :, start:] for x in (lse_BKGT, delta_BKGT))
-        ahead = jnp.arange(start, T) - jnp.arange(start, stop)[:, None]
-        visible = ahead >= 0 if window is None else (ahead >= 0) & (ahead < window)
-        same = segments[:, start:stop, None] == segments[:, None, start:]
+    dqs, dks, dvs = [], [], []
+    bounds = _block_bounds(T)
+    for start, stop in bounds:
+        # The queries of one block and all keys that they may see.
+        size = stop - start
+        q, g = (x[:, :, :, start:stop].reshape(B, K, -1, H) for x in (q_BKGTH, g_BKGTH))
+        lse, delta = (x[:, :, None, :, start:stop] for x in (lse_BKGT, delta_BKGT))
+        behind = jnp.arange(start, stop) - jnp.arange(stop)[:, None]
+        visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+        same = segments[:, :stop, None] == segments[:, None, start:stop]
         mask = (visible & same)[:, None, :, None]
-        scores = dot(k_BKTH[:, :, start:stop], q, ((3,), (3,))).reshape(B, K, size, G, length)
+        scores = dot(k_BKTH[:, :, :stop], q, ((3,), (3,))).reshape(B, K, stop, G, size)
         scores = capped(scores, softcap)
         weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
-        grad = dot(v_BKTH[:, :, start:stop], g, ((3,), (3,))).reshape(scores.shape)
+        grad = dot(v_BKTH[:, :, :stop], g, ((3,), (3,))).reshape(scores.shape)
         dscores = weights * (grad - delta)
         if softcap:  # the derivative of tanh
             dscores = dscores * (1 - jnp.square(scores / softcap))
-        dscores = dscores.reshape(B, K, size, -1)
+        dscores = dscores.reshape(B, K, stop, -1)
         dks.append(dot(dscores, q, ((3,), (2,))))
-        dvs.append(dot(weights.reshape(B, K, size, -1), g, ((3,), (2,))))
-        dq = dot(k_BKHT[..., start:stop], dscores, ((3,), (2,))).reshape(B, K, H, G, length)
-        dq_BKHGT += jnp.pad(dq, ((0, 0),) * 4 + ((start, 0),))
-    dq_BTNH = dq_BKHGT.transpose(0, 4, 1, 3, 2).reshape(g_BTNH.shape)
-    dk_BTKH, dv_BTKH = (jnp.concatenate(x, axis=2).transpose(0, 2, 1, 3) for x in (dks, dvs))
+        dvs.append(dot(weights.reshape(B, K, stop, -1), g, ((3,), (2,))))
+        dq = dot(k_BKHT[..., :stop], dscores, ((3,), (2,)))
+        dqs.append(dq.reshape(B, K, H, G, size).transpose(0, 4, 1, 3, 2))
+    dq_BTNH = jnp.concatenate(dqs, axis=1).reshape(g_BTNH.shape)
+    dk_BTKH, dv_BTKH = (_summed(x, bounds).transpose(0, 2, 1, 3) for x in (dks, dvs))
     return *(x.astype(k_BTKH.dtype) for x in (dq_BTNH, dk_BTKH, dv_BTKH)), None, None
+
+
+def _summed(parts: list[Array], bounds: list[tuple[int, int]]) -> Array:
+    """The sum of [B, K, stop, H], each zero behind its own stop."""
+    sums = [
+        sum(part[:, :, start:stop] for part in parts[i:]) for i, (start, stop) in enumerate(bounds)
+    ]
+    return jnp.concatenate(sums, axis=2)
 
 
 _blocked_causal.defvjp(_blocked_fwd, _blocked_bwd)
