@@ -16,7 +16,7 @@ from gpt_jax.types import Array
 
 # Queries taken at once on CPU: a block of queries meets only the keys up to its own end, so about
 # half of the scores is never computed.
-_BLOCK = 64
+_BLOCK = 128
 _MAX_BLOCKS = 8
 _LEAST = 16  # queries for which the gradients' own rule is worth while
 
@@ -87,14 +87,20 @@ def _block_bounds(T: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, T)) for start in range(0, T, size)]
 
 
+def _transposed(x: Array, axes: tuple[int, ...]) -> Array:
+    """x[B, T, ...] written out, in parts that are no block's queries and not all of its keys."""
+    stop = _block_bounds(x.shape[1])[0][1]
+    return products.transposed(x, axes, 1, at=stop // 2)
+
+
 def _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap, precision):
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     G = N // K
     split = q_BTNH.astype(precision.operands).reshape(B, T, K, G, H)
-    q_BKGTH = products.transposed(split, (0, 2, 3, 1, 4), 1)
+    q_BKGTH = _transposed(split, (0, 2, 3, 1, 4))
     keys, values = (x.astype(precision.operands) for x in (k_BTKH, v_BTKH))
-    k_BKTH, v_BKTH = (products.transposed(x, (0, 2, 1, 3), 1) for x in (keys, values))
+    k_BKTH, v_BKTH = (_transposed(x, (0, 2, 1, 3)) for x in (keys, values))
     outs, logs = [], []
     for start, stop in _block_bounds(T):
         q = q_BKGTH[:, :, :, start:stop].reshape(B, K, -1, H)
@@ -124,8 +130,8 @@ def _blocked_bwd(softcap, precision, residuals, g_BTNH):
     dot = functools.partial(products.batched_dot, precision=precision)
     delta_BKGT = (g_BTNH * out_BTNH).sum(-1).reshape(B, T, K, G).transpose(0, 2, 3, 1)
     split = g_BTNH.astype(precision.operands).reshape(B, T, K, G, H)
-    g_BKGTH = products.transposed(split, (0, 2, 3, 1, 4), 1)
-    k_BKHT = products.transposed(k_BTKH.astype(precision.operands), (0, 2, 3, 1), 1)
+    g_BKGTH = _transposed(split, (0, 2, 3, 1, 4))
+    k_BKHT = _transposed(k_BTKH.astype(precision.operands), (0, 2, 3, 1))
     dqs, dks, dvs = [], [], []
     bounds = _block_bounds(T)
     for start, stop in bounds:

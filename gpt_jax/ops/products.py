@@ -88,17 +88,23 @@ def einsum(how: str, x: Array, w: Array, precision: Precision) -> Array:
     return y.astype(precision.output)
 
 
-def transposed(x: Array, axes: tuple[int, ...], split: int) -> Array:
-    """x.transpose(axes), written out; `split` is a dim of x.
+def transposed(x: Array, axes: tuple[int, ...], split: int, at: int | None = None) -> Array:
+    """x.transpose(axes), written out.
 
     XLA folds a plain transpose into the product that reads it, and XLA:CPU then leaves its fast
-    route; it does not fold the concatenation of two halves.
+    route; it does not fold the concatenation of two parts.
+
+    Args:
+      x: An array.
+      axes: The order of its dims.
+      split: The dim that is split in two parts.
+      at: Where; None: in the middle. What reads exactly one of the parts reads a plain transpose.
     """
-    half = x.shape[split] // 2
-    if not half:
+    at = x.shape[split] // 2 if at is None else at
+    if not at:
         return x.transpose(axes)
-    low = lax.slice_in_dim(x, 0, half, axis=split)
-    high = lax.slice_in_dim(x, half, None, axis=split)
+    low = lax.slice_in_dim(x, 0, at, axis=split)
+    high = lax.slice_in_dim(x, at, None, axis=split)
     return jnp.concatenate([low.transpose(axes), high.transpose(axes)], axis=axes.index(split))
 
 
