@@ -69,12 +69,14 @@ class Ours:
         from gpt_jax import trees
         from gpt_jax.optim.durations import Clock
         from gpt_jax.optim.optimizers import OptimizerConfig, make_optimizer
-        from gpt_jax.runs.state import make_init
+        from gpt_jax.runs.state import make_init, options_of_once
 
         self._shape = shape
         clock = Clock(tokens_per_step=shape.B * shape.T, tokens_per_epoch=10**6, total_steps=1000)
         self._optimizer = make_optimizer(OptimizerConfig(name="adamw", clip_norm=1.0), clock)
-        self.state = jax.jit(make_init(self._model("float32"), self._optimizer, 0))()
+        init = make_init(self._model("float32"), self._optimizer, 0)
+        options = options_of_once(jax.default_backend())
+        self.state = jax.jit(init, compiler_options=options)()
         self.num_parameters = trees.num_elements(self.state.params)
         size = (shape.B, shape.T)
         tokens = jax.random.randint(jax.random.key(1), size, 0, shape.V)

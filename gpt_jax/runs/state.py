@@ -113,15 +113,23 @@ def make_init(
     return init
 
 
-def run_once(fn: Callable[[], Tree], where: Tree, mesh: Mesh) -> Tree:
-    """What `fn` makes of nothing, laid on the mesh by the shardings `where`.
+def options_of_once(platform: str) -> dict[str, Any]:
+    """For compiling what runs once on a platform of JAX (docs/speed.md).
 
-    On CPU compiling it takes longer than running it: LLVM's first level halves that, for the same
-    bits at the same speed (docs/speed.md). Who tells JAX to optimize nothing gets that.
+    On CPU compiling it takes longer than running it, and LLVM's first level takes less; and XLA
+    would run draws side by side, whose temporaries are most of what a run ever holds. Same bits.
     """
-    cpu = mesh.devices.flat[0].platform == "cpu"
-    lower = cpu and not jax.config.read("jax_disable_most_optimizations")
-    options = {"xla_backend_optimization_level": 1} if lower else None
+    if platform != "cpu":
+        return {}
+    options: dict[str, Any] = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    if not jax.config.read("jax_disable_most_optimizations"):  # which asks for less than that
+        options["xla_backend_optimization_level"] = 1
+    return options
+
+
+def run_once(fn: Callable[[], Tree], where: Tree, mesh: Mesh) -> Tree:
+    """What `fn` makes of nothing, laid on the mesh by the shardings `where`."""
+    options = options_of_once(mesh.devices.flat[0].platform)
     jitted = jax.jit(fn, out_shardings=where, compiler_options=options)
     return sharding.on_mesh(mesh, jitted)()
 
