@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -80,15 +81,27 @@ def _jsonable(value: Any) -> Any:
     return number if math.isfinite(number) else str(number)
 
 
+def _summary_writer() -> type:
+    """tensorboardX's; it would import torch, if there is one, for a type that is never written: four
+    seconds before the first step."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter  # slow to import
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
 class TensorBoard:
     """TensorBoard events, written without TensorFlow."""
 
     def __init__(self, directory: epath.PathLike, resume_step: int | None):
-        from tensorboardX import SummaryWriter  # slow to import
-
         # Events after the checkpoint are hidden, as their rows are cut off.
         purge = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(os.fspath(directory), purge_step=purge)
+        self._writer = _summary_writer()(os.fspath(directory), purge_step=purge)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
