@@ -54,7 +54,7 @@ def command_seconds(words: list[str]) -> dict[str, float]:
 
 
 def train_words(config: str, run: str) -> list[str]:
-    return ["train", f"--config={config}", f"--workdir={run}", "--config.train.tensorboard=false"]
+    return ["train", f"--config={config}", f"--workdir={run}"]
 
 
 def first_step(config: str, cache: str) -> dict[str, float]:
