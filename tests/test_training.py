@@ -284,3 +284,18 @@ def test_rows_after_the_checkpoint_are_cut_off_and_a_torn_line_with_them(tmp_pat
     log.close()
     assert [(row["step"], row["x"]) for row in read_rows(path)] == [(0, 0), (1, 1), (2, 2), (3, 9)]
     assert read_rows(path)[0]["bad"] == "inf"
+
+
+def test_tensorboard_s_writer_needs_no_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    code = (
+        "import sys; from gpt_jax.runs.metrics import TensorBoard\n"
+        "board = TensorBoard(sys.argv[1] + '/events', None)\n"
+        "board.write(1, {'train/loss': 2.0}); board.close()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    subprocess.run(
+        [sys.executable, "-c", code, tmp_path], env=environment, check=True, cwd=tmp_path
+    )
+    assert list((tmp_path / "events").glob("events.out.*"))

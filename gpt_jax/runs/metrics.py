@@ -82,8 +82,10 @@ def _jsonable(value: Any) -> Any:
 
 
 def _summary_writer() -> type:
-    """tensorboardX's; it would import torch, if there is one, for a type that is never written: four
-    seconds before the first step."""
+    """tensorboardX's; it would import torch, if there is one, for a type that is never written.
+
+    That took four seconds before the first step.
+    """
     hide = "torch" not in sys.modules
     if hide:
         sys.modules["torch"] = None
