@@ -4,9 +4,20 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.scaling import counts, finetuning, fits, huber, optima, plans, rules, transfer
+from gpt_jax.scaling import (
+    counts,
+    finetuning,
+    fits,
+    huber,
+    optima,
+    plans,
+    projection,
+    rules,
+    transfer,
+)
 from gpt_jax.scaling.bootstrap import bootstrap, interval
 from gpt_jax.scaling.laws import (
     ComputeLaw,
@@ -345,3 +356,21 @@ def test_rules():
     assert rules.RULES["deepseek"].read == "not re-read"
     with pytest.raises(ValueError, match="rule: 'mine' is not one of porian"):
         rules.suggest("mine", 1e6, 1e7, 1e12)
+
+
+def test_coefficients_are_those_of_nonnegative_least_squares():
+    rng = np.random.default_rng(0)
+    columns = np.abs(rng.normal(size=(4, 5, 3, 9))) + 0.1
+    columns[:, :, 0] = 1
+    columns[:, 1, 2] = columns[:, 1, 1]  # columns that coincide have no solution of their own
+    columns[:, 2, 2] = 1  # and this one is the constant again
+    columns[:, 3, 1] = 0
+    weights = rng.integers(0, 3, size=(4, 9)).astype(float)
+    y = rng.normal(size=9)
+    found = projection._nonnegative(columns, y, weights)
+    assert (found >= 0).all()
+    for i, j in np.ndindex(4, 5):
+        root = np.sqrt(weights[i])
+        residual = np.linalg.norm(root * (y - found[i, j] @ columns[i, j]))
+        _, least = scipy.optimize.nnls((columns[i, j] * root).T, y * root)
+        assert residual == pytest.approx(least, rel=1e-6)

@@ -76,7 +76,7 @@ def _nonnegative(columns: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.
     gram = weighted @ np.swapaxes(columns, 2, 3)
     target = weighted @ y
     coefficients = _solve(gram, target)
-    wrong = (coefficients < 0).any(-1)
+    wrong = ~((coefficients >= 0) & np.isfinite(coefficients)).all(-1)
     if not wrong.any():
         return coefficients
     gram, target = gram[wrong], target[wrong]
@@ -95,7 +95,7 @@ def _nonnegative(columns: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.
 
 
 def _solve(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Solutions [..., n] of normal equations [..., n, n].
+    """Solutions [..., n] of normal equations [..., n, n]; not finite where there is none.
 
     All are eliminated together, a column after the other: of so few columns LAPACK, called for
     each, is slower.
@@ -107,11 +107,12 @@ def _solve(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
     ridge = 1e-15 * np.trace(gram, axis1=-2, axis2=-1)
     for i in places:
         rows[i][i] = rows[i][i] + ridge
-    for i, j in itertools.combinations(places, 2):
-        factor = rows[j][i] / rows[i][i]
-        rows[j] = [below - factor * above for above, below in zip(rows[i], rows[j], strict=True)]
-        right[j] = right[j] - factor * right[i]
-    for i in reversed(places):
-        known = sum(rows[i][j] * right[j] for j in places[i + 1 :])
-        right[i] = (right[i] - known) / rows[i][i]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for i, j in itertools.combinations(places, 2):
+            factor = rows[j][i] / rows[i][i]
+            rows[j] = [low - factor * high for high, low in zip(rows[i], rows[j], strict=True)]
+            right[j] = right[j] - factor * right[i]
+        for i in reversed(places):
+            known = sum(rows[i][j] * right[j] for j in places[i + 1 :])
+            right[i] = (right[i] - known) / rows[i][i]
     return np.stack(right, -1) if places else target
