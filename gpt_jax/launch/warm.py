@@ -16,6 +16,7 @@ from multiprocessing.context import ForkServerProcess, SpawnProcess
 from typing import Any
 
 from gpt_jax.parallel.cache_folder import keep_libraries_files
+from gpt_jax.parallel.host_memory import keep_freed_memory
 
 Process = ForkServerProcess | SpawnProcess
 _IMPORTED = [
@@ -66,6 +67,7 @@ def _be(
     folder: str,
     environment: Mapping[str, str],
 ) -> None:
+    keep_freed_memory()  # which must come before the first thread
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     os.chdir(folder)
     os.environ.clear()

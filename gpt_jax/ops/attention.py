@@ -76,7 +76,7 @@ def _blocked_causal(
     only dq needs a transpose, of its narrow operand: XLA:CPU would compute p^T do in f32 and
     transpose p. A block has all of the keys of its queries, so that dq is whole in it and its
     narrow result is transposed block by block: a sum over blocks, transposed as one, was read with
-    strides of a row's length, and took a sixth of a step of GPT-2's (docs/speed.md).
+    strides of a row's length, and took a fifth of a step of GPT-2's (docs/speed.md).
     """
     return _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap, precision)[0]
 
