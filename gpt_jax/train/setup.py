@@ -206,16 +206,9 @@ def set_up(
     lock = lock_workdir(workdir)
     if first is not None:
         write_run(workdir, config, data, first[1])
-    checkpoints = Checkpoints(
-        workdir / layout.CHECKPOINTS,
-        keep=config.train.keep,
-        keep_every=config.train.keep_every_steps(clock),
-    )
-    metadata = {
-        "data": data.fingerprints(),
-        "config": config.to_dict(),
-        "teacher": fingerprint(teacher[1]) if teacher else "",
-    }
+    keep, keep_every = config.train.keep, config.train.keep_every_steps(clock)
+    checkpoints = Checkpoints(workdir / layout.CHECKPOINTS, keep=keep, keep_every=keep_every)
+    metadata = _metadata(config, data, teacher)
     if first is None:
         with phases.during("restore"):
             state, start = restored(checkpoints, state_like, config, data, metadata["teacher"])
@@ -223,11 +216,7 @@ def set_up(
             peers().arrive("after restoring")
     else:
         (state, frozen), start = first, 0
-    if start > total:
-        raise ValueError(
-            f"train.duration: {config.train.duration!r} is {total} steps, but the run in "
-            f"{str(workdir)!r} has done {start}"
-        )
+    _check_start(start, total, config, workdir)
     fixed = Fixed(frozen, teacher[1] if teacher else None)
     flops = _flops_per_token(config, data, mask, teacher)
     facts = _facts(config, data, trees.num_elements(all_params(state, fixed)), flops, total)
@@ -257,6 +246,25 @@ def set_up(
         lock=lock,
         phases=phases,
     )
+
+
+def _metadata(
+    config: RunConfig, data: PreparedData, teacher: tuple[Transformer, Tree] | None
+) -> dict[str, Any]:
+    """What every checkpoint says of its run."""
+    return {
+        "data": data.fingerprints(),
+        "config": config.to_dict(),
+        "teacher": fingerprint(teacher[1]) if teacher else "",
+    }
+
+
+def _check_start(start: int, total: int, config: RunConfig, workdir: epath.Path) -> None:
+    if start > total:
+        raise ValueError(
+            f"train.duration: {config.train.duration!r} is {total} steps, but the run in "
+            f"{str(workdir)!r} has done {start}"
+        )
 
 
 def _flops_per_token(
