@@ -196,7 +196,15 @@ def test_a_chat_goes_on(server, chromium):
     assert page.count(".turn") == 0 and page.js("return messages.length") == 0
 
 
-def test_stop_ends_the_work_of_the_server_too(server, chromium):
+def test_stop_ends_the_work_of_the_server_too(server, chromium, monkeypatch):
+    runner = server[1].runner
+    step = runner._engine.step
+
+    def slow_step(*arguments):  # else a fast machine is done before the button is reached
+        time.sleep(0.02)
+        return step(*arguments)
+
+    monkeypatch.setattr(runner._engine, "step", slow_step)
     page = Page(chromium, server[0] + "#complete")
     page.set(max_tokens="2500", temperature="1", seed="3", top_p="0.9", top_k="5")
     page.write("x")
@@ -207,7 +215,6 @@ def test_stop_ends_the_work_of_the_server_too(server, chromium):
     length = len(page.text(".new"))
     assert 20 < length < 2000
     assert page.text("#status").endswith("stopped")
-    runner = server[1].runner
     wait(lambda: not runner._running and runner._engine.idle, 5)
     assert len(page.text(".new")) == length
     # And the next request is answered.
