@@ -247,9 +247,11 @@ def _extend(cache: LayerCache, k_BTKH: Array, v_BTKH: Array, context: Context):
 
     def write(old_BKSH: Array, new_BTKH: Array) -> Array:
         new_BKTH = attention.heads_first(new_BTKH).astype(old_BKSH.dtype)
-        # One row after another, in place.
-        row = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (0, i, 0)))
-        return row(old_BKSH, new_BKTH, index_B)
+        # One head of a row after another, in place. Where there is one index only, XLA:CPU makes
+        # of it what copies the cache four times: hence heads too, of which there is seldom one.
+        index_BK = jnp.broadcast_to(index_B[:, None], old_BKSH.shape[:2])
+        head = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
+        return jax.vmap(head)(old_BKSH, new_BKTH, index_BK)
 
     cache = cache.replace(k_BKSH=write(cache.k_BKSH, k_BTKH), v_BKSH=write(cache.v_BKSH, v_BTKH))
     num_places = cache.k_BKSH.shape[2]

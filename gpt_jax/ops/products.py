@@ -177,8 +177,9 @@ def _computed_once(x: Array) -> Array:
     return lax.reduce(jnp.stack([x.astype(jnp.float32), jnp.zeros(x.shape)]), 0.0, lax.add, (0,))
 
 
-# XLA:CPU unrolls a sum of at most so many terms, and only then computes lanes in vectors.
-_MAX_TERMS = 24
+# XLA:CPU unrolls a sum of at most so many terms of one part and of two parts of the weights, and
+# only then computes lanes in vectors.
+_MAX_TERMS = {1: 24, 2: 18}
 # Two vector registers: a loop over one alone is not computed in vectors.
 _LANES = 16
 
@@ -207,10 +208,10 @@ def _one_or_two_rows(x_MK: Array, integers_FK: Array) -> Array:
 
 
 def _lanes(K: int, halves: int) -> int:
-    """The fewest lanes that leave at most _MAX_TERMS terms; 0: K cannot be split so."""
+    """The fewest lanes that leave few enough terms; 0: K cannot be split so."""
     for lanes in range(_LANES, K // halves + 1, _LANES):
         terms, rest = divmod(K, halves * lanes)
-        if not rest and terms <= _MAX_TERMS:
+        if not rest and terms <= _MAX_TERMS[halves]:
             return lanes
     return 0
 
