@@ -10,7 +10,6 @@
 docs/python_api.md has the table of names, defaults and differences.
 """
 
-import dataclasses
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from gpt_jax.convert.export_run import export_run
 from gpt_jax.convert.naming import renamed
-from gpt_jax.convert.open_model import OpenModel, open_model
+from gpt_jax.convert.open_model import OpenModel, held_as, open_model
 from gpt_jax.data.chat_template import Messages
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.decode import write as writing
@@ -47,24 +46,21 @@ Input = str | Sequence[int] | np.ndarray
 _CHAT_TOKENS = 256
 
 
-def from_pretrained(spec: str, *, step: int | None = None, quantize: bool = False) -> "Model":
+def from_pretrained(spec: str, *, step: int | None = None, dtype: str = "float32") -> "Model":
     """Opens a model.
 
     Args:
       spec: A run directory, a folder of Hugging Face's, "hf:DIR" or "gguf:FILE" ("hf:NAME" and
         "gguf:NAME" are models that `gpt-jax data fetch` brought).
       step: A run's checkpoint; None: its best or newest.
-      quantize: Weights become int8, which decodes faster and a little worse.
+      dtype: Of the weights: "float32", "bfloat16" (half of the memory; computes in it, too) or
+        "int8" (a quarter). docs/generation.md tells which is fast where.
 
     Raises:
       ValueError: There is no model, or one that cannot be represented.
     """
     start()
-    opened = open_model(str(spec), step=step)
-    if quantize:
-        from gpt_jax.models.quantize import quantize as to_int8
-
-        opened = dataclasses.replace(opened, params=to_int8(opened.params))
+    opened = held_as(open_model(str(spec), step=step), dtype)
     return Model(opened, spec=str(spec), step=step)
 
 
@@ -302,7 +298,7 @@ class Model:
 
         Args:
           folder: A new or empty one.
-          dtype: "float32" or "bfloat16"; of the weights as they were read, not of their int8.
+          dtype: "float32" or "bfloat16"; of the weights as they were read, not as they are held.
 
         Raises:
           ValueError: No family of theirs has this model, or the folder holds files.

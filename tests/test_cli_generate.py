@@ -82,6 +82,16 @@ def test_ways_to_write(generate):
     assert generate("--prompt=ab", "--prompt_lookup=2")[1] == f"ab{drafted.text}\n"
 
 
+def test_weights_may_be_held_in_fewer_bits(generate):
+    model = opened("decoder")
+    for dtype in ("bfloat16", "int8"):
+        held = open_model.held_as(model, dtype)
+        (text,) = whole(write(held, [256, *b"ab"], GREEDY, Way()), 1)
+        _, out, _ = generate("--prompt=ab", "--logprobs", f"--dtype={dtype}")
+        assert out.startswith(f"ab{text.text}\n")
+        assert f"{text.tokens[0].logprob:8.3f}" in out
+
+
 def test_a_chat_is_answered_and_not_continued(generate):
     (answer,) = written_ids([*b"u:hi;"])
     assert generate("--chat", "--prompt=hi")[1] == f"{answer.text}\n"

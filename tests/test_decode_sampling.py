@@ -40,6 +40,17 @@ def plain_probabilities(logits_V, temperature, top_k, top_p, min_p):
     return probabilities_V / probabilities_V.sum()
 
 
+def test_the_most_likely_token_is_that_of_argmax():
+    rng = np.random.default_rng(0)
+    for size in (1, 63, 64, 65, 1000):
+        # Few values, so that many tie with the largest.
+        logits_BCV = rng.integers(0, 6, (2, 3, size)).astype(np.float32)
+        logits_BCV[0, 0], logits_BCV[1, 1, size // 2 :] = -np.inf, -np.inf
+        got_BC = sampling.most_likely(logits_BCV)
+        assert got_BC.dtype == jnp.int32
+        np.testing.assert_array_equal(got_BC, logits_BCV.argmax(-1))
+
+
 ROWS = [
     (1.0, 0, 1.0, 0.0), (0.7, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.3, 1, 1.0, 0.0),
     (1.0, 999, 1.0, 0.0), (1.0, 0, 0.8, 0.0), (0.5, 0, 0.3, 0.0), (2.0, 0, 0.999, 0.0),

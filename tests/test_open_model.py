@@ -18,11 +18,12 @@ from test_export import folder_of
 from gpt_jax.convert import placing
 from gpt_jax.convert.export_run import export_run
 from gpt_jax.convert.import_run import import_run
-from gpt_jax.convert.open_model import open_model
+from gpt_jax.convert.open_model import held_as, open_model
 from gpt_jax.convert.source import load_params, model_values
 from gpt_jax.convert.tensors import SafeTensors
 from gpt_jax.data.tokenizers import byte_tokenizer
 from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.quantize import is_bfloat16, num_bytes
 from gpt_jax.models.transformer import Transformer
 from gpt_jax.parallel.config import MeshConfig
 from gpt_jax.parallel.mesh import make_mesh
@@ -65,6 +66,18 @@ def test_several_ends_and_a_template(tmp_path):
         open_model("nowhere")
     with pytest.raises(ValueError, match=r"^--draft: 'nowhere' is no run directory"):
         open_model("nowhere", field="--draft")
+
+
+def test_weights_are_held_as_asked(tmp_path):
+    spec, _ = folder_of(tmp_path / "llama", "llama")
+    opened = open_model(spec)
+    assert held_as(opened, "float32") is opened
+    half, small = held_as(opened, "bfloat16"), held_as(opened, "int8")
+    assert half.model.config.dtype == "bfloat16" and is_bfloat16(half.params)
+    assert small.model == opened.model
+    assert num_bytes(small.params) < num_bytes(half.params) < num_bytes(opened.params)
+    with pytest.raises(ValueError, match=r"^dtype: 'float16' is none of float32, bfloat16, int8$"):
+        held_as(opened, "float16")
 
 
 HOSTILE = {

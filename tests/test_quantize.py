@@ -1,4 +1,4 @@
-"""8-bit weights: their error, their products, and a model that computes with them."""
+"""Weights in 8 and 16 bits: their error, their products, and models that compute with them."""
 
 import dataclasses
 import functools
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from gpt_jax import trees
+from gpt_jax.decode import caches
+from gpt_jax.decode.prompts import as_computed
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.models.quantize import num_bytes, quantize
+from gpt_jax.models.quantize import is_bfloat16, num_bytes, quantize, to_bfloat16
 from gpt_jax.models.transformer import Transformer, init_params, make_cache
 from gpt_jax.ops import products, quantized
 from gpt_jax.ops.quantized import Quantized
@@ -99,6 +101,34 @@ def test_a_tied_head_of_few_rows_is_the_same_product(num_rows):
     np.testing.assert_allclose(got, np.asarray(x) @ np.asarray(w).T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 80])
+@pytest.mark.parametrize(
+    "x_shape, w_shape, num_contract, output_first",
+    [
+        ((64,), (64, 24), 1, False),  # blocks of 16 rows
+        ((7,), (7, 24), 1, False),  # no blocks
+        ((4, 8), (4, 8, 24), 2, False),
+        ((48,), (48, 3, 8), 1, False),
+        ((48,), (65, 48), 1, True),  # a tied head
+    ],
+)
+def test_product_of_bfloat16_weights(num_rows, x_shape, w_shape, num_contract, output_first):
+    w = _weights(*w_shape).astype(jnp.bfloat16)
+    x = _weights(1, num_rows, *x_shape, seed=1)
+    dims = ([-1], [-1]) if output_first else (list(range(-num_contract, 0)), [*range(num_contract)])
+    exact = np.asarray(w, np.float64)
+    for dtype, rounded in (("bfloat16", x.astype(jnp.bfloat16)), ("float32", x)):
+        precision = products.precision(dtype, "cpu")
+        got = jax.jit(
+            lambda x, w, p=precision: products.project(x, w, p, num_contract, output_first)
+        )(x, w)
+        assert got.dtype == jnp.float32
+        # Of one row, x is not rounded.
+        rounded = x if num_rows == 1 else rounded
+        wanted = np.tensordot(np.asarray(rounded, np.float64), exact, dims)
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6 * abs(wanted).max())
+
+
 @pytest.fixture(scope="module", params=CONFIGS)
 def models(request):
     """The model, its parameters, the 8-bit ones, and f32 ones of the same values."""
@@ -151,6 +181,44 @@ def test_every_product_is_quantized_and_nothing_else(models):
     names = {name.split("/")[-1] for name in kept}
     assert names <= {"scale", "bias", "positions", "relative", "encoder_relative"}, names
     assert num_bytes(small) < 0.45 * num_bytes(params)
+
+
+def test_bfloat16_weights_are_the_products_and_the_embedding(models):
+    model, params, small = models
+    half = to_bfloat16(params)
+    assert is_bfloat16(half) and not is_bfloat16(params) and not is_bfloat16(small)
+    leaves, integers = trees.flatten(half), trees.flatten(small)
+    rounded = {name for name, x in leaves.items() if x.dtype == jnp.bfloat16}
+    assert rounded == {name[: -len("/integers_FK")] for name in integers if "integers" in name}
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, 97, (2, 16)))
+    full, got = _apply(model, params, tokens), _apply(model, half, tokens)
+    difference = (got - full).std() / full.std()
+    assert 1e-4 < difference < 0.02, difference
+
+
+def test_on_cpu_bfloat16_weights_decode_in_bfloat16_with_a_float32_cache():
+    model = Transformer(dataclasses.replace(CONFIG, dtype="bfloat16"), platform="cpu")
+    params = _random_params(model)
+    half = to_bfloat16(params)
+    assert as_computed(model, params).config.dtype == "float32"
+    assert as_computed(model, half).config.dtype == "bfloat16"
+    assert caches.empty(model, 2, 16, 0).layers[0].k_BKSH.dtype == jnp.float32
+    on_gpu = model.clone(platform="gpu")
+    assert as_computed(on_gpu, params).config.dtype == "bfloat16"
+    assert caches.empty(on_gpu, 2, 16, 0).layers[0].k_BKSH.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_decoding_in_bfloat16_gives_the_logits_of_the_whole_text(num_rows):
+    model = Transformer(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    half = to_bfloat16(_random_params(model))
+    tokens = jnp.asarray(np.random.default_rng(2).integers(0, 97, (num_rows, 4)))
+    whole = _apply(model, half, tokens)
+    step = jax.jit(lambda token, cache: model.apply({"params": half}, token, cache=cache))
+    cache = caches.empty(model, num_rows, 4, 0)
+    for t in range(4):
+        logits, cache = step(tokens[:, t : t + 1], cache)
+        np.testing.assert_allclose(logits[:, 0], whole[:, t], atol=0.05 * float(whole.std()))
 
 
 def test_decoding_with_a_cache_gives_the_logits_of_the_whole_text():

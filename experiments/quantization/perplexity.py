@@ -75,7 +75,7 @@ def main() -> None:
     )
     for spec in args.specs:
         opened = open_model(spec)
-        model = as_computed(opened.model)
+        model = as_computed(opened.model, opened.params)
         small = jax.jit(quantize)(opened.params)
         for name in args.texts.split(","):
             text = read_text(name)

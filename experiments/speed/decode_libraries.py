@@ -1,5 +1,6 @@
 """The two libraries that decode.py compares, on the same random weights."""
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Ours:
         import numpy as np
 
         from gpt_jax.models.config import TransformerConfig
-        from gpt_jax.models.quantize import num_bytes, quantize
+        from gpt_jax.models.quantize import num_bytes, quantize, to_bfloat16
         from gpt_jax.models.transformer import Transformer
 
         s = SHAPES[shape]
@@ -75,6 +76,9 @@ class Ours:
         }
         if dtype == "int8":
             params = jax.jit(quantize)(params)
+        if dtype == "bfloat16":
+            params = jax.jit(to_bfloat16)(params)
+            config = dataclasses.replace(config, dtype="bfloat16")
         self.weight_bytes = num_bytes(params)
         self._model, self._params, self._engines = Transformer(config), params, {}
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from gpt_jax.cli.flags import named_as_typed
+from gpt_jax.cli.model_options import add_model, read_model
 from gpt_jax.cli.sampling_options import add_sampling, sampling_params
 
 # Name -> what it does.
@@ -25,10 +26,7 @@ _TEXTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    told = "a run directory, hf:DIR, gguf:FILE or a folder of Hugging Face's"
-    parser.add_argument("--run", required=True, metavar="SPEC", help=told)
-    parser.add_argument("--step", type=int, help="checkpoint (default: the best kept, or newest)")
-    parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
+    add_model(parser)
     parser.add_argument("--chat", action="store_true", help="the prompt is a message to answer")
     for name, told in _TEXTS.items():
         parser.add_argument(f"--{name}", default="", metavar="TEXT", help=told)
@@ -52,13 +50,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from gpt_jax.convert.open_model import open_model
     from gpt_jax.decode.write import Way, constraint_of, prompt_of, whole, write
-    from gpt_jax.models.quantize import quantize
     from gpt_jax.parallel.startup import start
 
     start()
-    model = open_model(arguments.run, step=arguments.step, field="--run")
-    if arguments.int8:
-        model = dataclasses.replace(model, params=quantize(model.params))
+    model = read_model(arguments)
     ids, ends = prompt_of(
         model, prompt, suffix=arguments.suffix, chat=arguments.chat, system=arguments.system
     )

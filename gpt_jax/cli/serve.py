@@ -10,6 +10,7 @@ import dataclasses
 import os
 
 from gpt_jax.cli.flags import named_as_typed
+from gpt_jax.cli.model_options import add_model, read_model
 
 # Field of serve.settings.Settings -> help.
 _SETTINGS = {
@@ -43,12 +44,7 @@ _LISTS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from gpt_jax.serve.settings import Settings
 
-    parser.add_argument(
-        "--run", required=True, metavar="SPEC",
-        help="a run directory, hf:DIR, gguf:FILE or a folder of Hugging Face's",
-    )  # fmt: skip
-    parser.add_argument("--step", type=int, help="checkpoint (default: the best kept, or newest)")
-    parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
+    add_model(parser)
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     for name, text in _SETTINGS.items():
         default = defaults[name]
@@ -83,15 +79,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     # A port that is taken is told before the model is read.
     with listen(settings) as listener:
-        from gpt_jax.convert.open_model import open_model
         from gpt_jax.parallel.startup import start
 
         start()
-        opened = open_model(arguments.run, step=arguments.step, field="--run")
-        if arguments.int8:
-            from gpt_jax.models.quantize import quantize
-
-            opened = dataclasses.replace(opened, params=quantize(opened.params))
+        opened = read_model(arguments)
         # "smollm2" of gguf:smollm2, whose file has another name.
         typed = os.path.basename(arguments.run.rpartition(":")[2].rstrip("/"))
         if typed not in (opened.name, "", *settings.aliases):

@@ -15,7 +15,8 @@ from gpt_jax.convert.tokenizer_files import GENERATION
 from gpt_jax.data.chat_template import CHATML, ChatTemplate
 from gpt_jax.data.infill_tokens import InfillTokens, known_infill_tokens, trained_infill_tokens
 from gpt_jax.data.tokenizers import Tokenizer, load_tokenizer
-from gpt_jax.models.config import TransformerConfig
+from gpt_jax.models.config import WEIGHT_DTYPES, TransformerConfig
+from gpt_jax.models.quantize import quantize, to_bfloat16
 from gpt_jax.models.transformer import Transformer
 from gpt_jax.objectives.transforms import special_ids
 from gpt_jax.parallel.cache_folder import cache_dir
@@ -126,6 +127,25 @@ def _opened(spec: str, step: int | None, mesh: jax.sharding.Mesh | None) -> Open
         labels=tuple(str(labels[key]) for key in sorted(labels, key=int)),
         infill=known_infill_tokens(tokenizer.token_id) if config.family == "decoder" else None,
     )  # fmt: skip
+
+
+def held_as(opened: OpenModel, dtype: str) -> OpenModel:
+    """The model with its weights rounded to one of WEIGHT_DTYPES.
+
+    In bfloat16 it computes in bfloat16, too; int8 are weights alone (models.quantize).
+
+    Raises:
+      ValueError: The dtype is none of these, or the model has no such form.
+    """
+    if dtype not in WEIGHT_DTYPES:
+        raise ValueError(f"dtype: {dtype!r} is none of {', '.join(WEIGHT_DTYPES)}")
+    if dtype == "int8":
+        return dataclasses.replace(opened, params=quantize(opened.params))
+    if dtype == "bfloat16":
+        config = dataclasses.replace(opened.model.config, dtype=dtype)
+        model = opened.model.clone(config=config)
+        return dataclasses.replace(opened, model=model, params=to_bfloat16(opened.params))
+    return opened
 
 
 def generation_values(folder: Path) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def beam_search(
     Raises:
       ValueError: A value that is not allowed; the message names the field.
     """
-    model = prompting.as_computed(model)
+    model = prompting.as_computed(model, params)
     config = model.config
     vocab_size = config.vocab_size if vocab_size is None else vocab_size
     _check_numbers(num_beams, max_new_tokens, num_return_sequences, early_stopping)

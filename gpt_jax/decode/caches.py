@@ -9,23 +9,27 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.layers import LayerCache
-from gpt_jax.models.transformer import Cache, make_cache
+from gpt_jax.models.transformer import Cache, Transformer, make_cache
+from gpt_jax.ops import products
 from gpt_jax.parallel.sharding import constrain
 from gpt_jax.types import Array
 
 
-def empty(config: TransformerConfig, num_rows: int, length: int, memory_length: int) -> Cache:
+def empty(model: Transformer, num_rows: int, length: int, memory_length: int) -> Cache:
     """A cache of zeros on the mesh in use, with a memory if the model has an encoder."""
+    platform = model.platform or jax.default_backend()
     return _empty(
-        config=config, num_rows=num_rows, length=length, memory_length=memory_length
+        config=model.config, dtype=products.precision(model.config.dtype, platform).cache,
+        num_rows=num_rows, length=length, memory_length=memory_length,
     )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_rows", "length", "memory_length"))
-def _empty(*, config, num_rows: int, length: int, memory_length: int) -> Cache:
-    cache = make_cache(config, num_rows, length, config.dtype)
+@functools.partial(
+    jax.jit, static_argnames=("config", "dtype", "num_rows", "length", "memory_length")
+)
+def _empty(*, config, dtype: str, num_rows: int, length: int, memory_length: int) -> Cache:
+    cache = make_cache(config, num_rows, length, dtype)
     if config.family == "encoder_decoder":
 
         def with_memory(layer: LayerCache) -> LayerCache:

@@ -65,7 +65,7 @@ class Engine:
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"{name}: {value} is not at least {least}")
-        self.model = as_computed(model)
+        self.model = as_computed(model, params)
         config = self.model.config
         vocab_size = config.vocab_size if vocab_size is None else vocab_size
         if vocab_size > config.vocab_size:

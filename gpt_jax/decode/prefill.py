@@ -88,7 +88,7 @@ class Prefill:
         if known is not None:
             self.cache = caches.resized(known, np.zeros(1, np.int32), length=length)
         else:
-            self.cache = caches.empty(model.config, bucket(len(texts)), length, memory)
+            self.cache = caches.empty(model, bucket(len(texts)), length, memory)
 
     @property
     def done(self) -> bool:

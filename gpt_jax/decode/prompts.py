@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax.models.quantize import is_bfloat16
 from gpt_jax.models.transformer import Transformer
-from gpt_jax.types import Array
+from gpt_jax.types import Array, Tree
 
 # The shortest prompt and cache that anything is compiled for.
 MIN_BUCKET = 16
@@ -21,8 +22,11 @@ def bucket(size: int, least: int = 1) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def as_computed(model: Transformer) -> Transformer:
-    """The model in the dtype that decodes fastest: on CPU always float32 (see docs/generation.md).
+def as_computed(model: Transformer, params: Tree) -> Transformer:
+    """The model in the dtype that decodes fastest.
+
+    On CPU that of its weights: a model that was trained in bfloat16 has them in float32, and would
+    cast them again and again. Elsewhere its own.
 
     Raises:
       ValueError: It writes no text.
@@ -31,7 +35,8 @@ def as_computed(model: Transformer) -> Transformer:
         field, needed = ("family", "decoder") if model.config.head == "lm" else ("head", "lm")
         value = getattr(model.config, field)
         raise ValueError(f"model.{field}: {value!r} writes no text; that needs {needed!r}")
-    if (model.platform or jax.default_backend()) == "cpu":
+    on_cpu = (model.platform or jax.default_backend()) == "cpu"
+    if on_cpu and not is_bfloat16(params):
         return model.clone(config=dataclasses.replace(model.config, dtype="float32"))
     return model
 

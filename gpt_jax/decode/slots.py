@@ -110,8 +110,7 @@ class Slots:
         if not self.num_running:
             if self._state is None or wanted != self.shape:
                 self._state = None  # frees the old before the new is made
-                config = self._model.config
-                cache = caches.empty(config, wanted.rows, wanted.length, wanted.memory)
+                cache = caches.empty(self._model, wanted.rows, wanted.length, wanted.memory)
                 self._state, self.shape = State(cache), wanted
                 self.rows = [None] * wanted.rows
                 self._fixed = None

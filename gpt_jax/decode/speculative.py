@@ -113,9 +113,9 @@ def speculate(
     Raises:
       ValueError: A value that is not allowed; the message names the field.
     """
-    models = [prompting.as_computed(target.model)]
+    models = [prompting.as_computed(target.model, target.params)]
     if draft is not None:
-        models.append(prompting.as_computed(draft.model))
+        models.append(prompting.as_computed(draft.model, draft.params))
     for model in models:
         if model.config.family != "decoder":
             raise ValueError(

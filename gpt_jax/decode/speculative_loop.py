@@ -128,7 +128,7 @@ def _round(
     logits_BTV, caches[0] = _forward(models[0], params[0], read_BT, cache)
     drawn_BTV = allowed(logits_BTV, generated_BT)
     if kind == "greedy":
-        best_BT = jnp.argmax(drawn_BTV, axis=-1).astype(jnp.int32)
+        best_BT = sampling.most_likely(drawn_BTV)
         tokens_BT, accepted_B = accept_greedy(best_BT, drafted_BK, num_drafted_B)
     else:
         p_BTV = _probabilities(drawn_BTV, row.rules, kind)
@@ -176,7 +176,7 @@ def _draft(model, params, state: State, keys_B, rules, allowed, generated_BT, ki
         generated_B1 = jax.lax.dynamic_slice_in_dim(generated_BT, i, 1, axis=1)
         logits_B1V = allowed(logits_B1V, generated_B1)
         if kind == "greedy":
-            return jnp.argmax(logits_B1V[:, 0], axis=-1).astype(jnp.int32), None
+            return sampling.most_likely(logits_B1V[:, 0]), None
         q_BV = _probabilities(logits_B1V, rules, kind)[:, 0]
         own_B = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys_B)
         return jax.vmap(jax.random.categorical)(own_B, jnp.log(q_BV)).astype(jnp.int32), q_BV

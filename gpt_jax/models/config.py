@@ -20,6 +20,9 @@ _CHOICES = {
     "attention": ("auto", "einsum", "blocked", "xla", "cudnn", "chunked"),
 }
 
+# In which the weights of a model that is not trained may be held; parameters are the first.
+WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:

@@ -1,7 +1,7 @@
-"""A model's weights as 8-bit integers: a quarter of the bytes that a decoded token reads.
+"""A model's weights in 8 or 16 bits: a quarter or half of the bytes that a decoded token reads.
 
-Only weights are rounded: activations, norms, biases, adapters and tables of positions stay f32.
-The model computes with the result as with the parameters themselves.
+Only weights are rounded: norms, biases, adapters and tables of positions stay f32. The model
+computes with the result as with the parameters themselves.
 """
 
 import re
@@ -51,6 +51,23 @@ def _quantize_leaf(name: str, leaf: Array):
     return quantized.quantize(jnp.transpose(leaf, (*rest, *contract)), num_contract)
 
 
+def to_bfloat16(params: Tree) -> Tree:
+    """The parameters with each weight of a product, and the token embedding, in bfloat16.
+
+    Norms, biases and adapters stay f32.
+    """
+
+    def leaf(name: str, x: Array) -> Array:
+        return x.astype(jnp.bfloat16) if _EMBEDDING.search(name) or _KERNEL.search(name) else x
+
+    return trees.map_named(leaf, nn.unbox(params))
+
+
+def is_bfloat16(params: Tree) -> bool:
+    """Whether `to_bfloat16` made them."""
+    return any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
+
+
 def num_bytes(params: Tree) -> int:
-    """What the parameters take in memory, 8-bit or not."""
+    """What the parameters take in memory."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(nn.unbox(params)))

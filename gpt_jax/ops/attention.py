@@ -3,6 +3,7 @@
 B batch, T queries, S keys, N query heads, K key/value heads, G = N // K, H head width.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -287,6 +288,7 @@ def attend_cached(
     assert N % K == 0, (q_BTNH.shape, k_BKSH.shape)
     q_BKGTH = heads_first(_scaled(q_BTNH, scale)).reshape(B, K, N // K, T, H)
     mask = mask_BTS[:, None, None]
+    precision = dataclasses.replace(precision, operands=precision.cache)
     out_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BNTS, softcap, precision)
     out_BTNH = out_BKGTH.reshape(B, N, T, H).transpose(0, 2, 1, 3)
     return products.to_compute(out_BTNH, precision)

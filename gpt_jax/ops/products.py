@@ -25,6 +25,7 @@ class Precision:
       operands: x, w and the incoming gradient are cast to it.
       output: dtype of y and of dx, so of the activations.
       weight_gradient: x and the gradient are cast to it for dw, which is always emitted in f32.
+      cache: Decoding keeps keys and values in it and multiplies them in it.
       row_major: A product in `operands` is fast only if it contracts the last dim of its left
         operand, both laid out as written; what would contract a leading dim is transposed first.
       by_sums: A few rows times weights that lie as [F, K] are faster as sums of products.
@@ -33,17 +34,21 @@ class Precision:
     operands: str
     output: str
     weight_gradient: str
+    cache: str
     row_major: bool = False
     by_sums: bool = False
 
 
 # On CPU a bf16 product is fast only if it emits f32 and contracts the last dim of its left operand
-# (any other is computed in f32). On accelerators f32 outputs cost traffic.
+# (any other is computed in f32); to write a token's keys to a bf16 cache it would convert all of it
+# to f32 and back. On accelerators f32 outputs cost traffic.
 _PRECISIONS = {
-    ("cpu", "bfloat16"): Precision("bfloat16", "float32", "bfloat16", row_major=True, by_sums=True),
-    ("cpu", "float32"): Precision("float32", "float32", "float32", by_sums=True),
-    ("accelerator", "bfloat16"): Precision("bfloat16", "bfloat16", "bfloat16"),
-    ("accelerator", "float32"): Precision("float32", "float32", "float32"),
+    ("cpu", "bfloat16"): Precision(
+        "bfloat16", "float32", "bfloat16", "float32", row_major=True, by_sums=True
+    ),
+    ("cpu", "float32"): Precision("float32", "float32", "float32", "float32", by_sums=True),
+    ("accelerator", "bfloat16"): Precision("bfloat16", "bfloat16", "bfloat16", "bfloat16"),
+    ("accelerator", "float32"): Precision("float32", "float32", "float32", "float32"),
 }
 
 
@@ -130,11 +135,50 @@ def project(
 def _project(x, w, precision: Precision, num_contract: int, output_first: bool) -> Array:
     num_lead = x.ndim - num_contract
     num_rows = math.prod(x.shape[:num_lead])
-    exact = precision.operands == "float32"
-    if output_first and exact and precision.by_sums and 1 < num_rows < _FEW_ROWS:
-        return _by_sums(x, w, num_contract).astype(precision.output)
+    if precision.by_sums and num_rows < _FEW_ROWS:
+        if w.dtype == jnp.bfloat16:
+            return _few_bf16_rows(x, w, precision, num_contract, output_first)
+        if output_first and precision.operands == "float32" and num_rows > 1:
+            return _by_sums(x, w, num_contract).astype(precision.output)
     contract = (tuple(range(num_lead, x.ndim)), _dims(w, num_contract, output_first)[0])
     return _dot(x, w, contract, ((), ()), precision.operands, precision.output)
+
+
+def _few_bf16_rows(x, w, precision: Precision, num_contract: int, output_first: bool) -> Array:
+    """x[..., K] times weights that are stored in bf16."""
+    num_lead = x.ndim - num_contract
+    F_dims, K = _dims(w, num_contract, output_first)[1], math.prod(x.shape[num_lead:])
+    x_MK = x.reshape(-1, K)
+    w_2 = w.reshape(-1, K) if output_first else w.reshape(K, -1)
+    if len(x_MK) == 1:  # of which XLA:CPU has no fast product
+        x_MK = _computed_once(x_MK)
+        # Or it would cast all weights in front of the loop that decodes.
+        x_MK, w_2 = lax.optimization_barrier((x_MK, w_2))
+        y_MF = (_one_or_two_rows if output_first else _one_row)(x_MK, w_2)
+    else:
+        # Or it would transpose a tied head there.
+        x_MK, w_2 = lax.optimization_barrier((x_MK.astype(precision.operands), w_2))
+        contract = ((1,), (1 if output_first else 0,))
+        y_MF = _dot(x_MK, w_2, contract, ((), ()), precision.operands, "float32")
+    y = y_MF.reshape(*x.shape[:num_lead], *(w.shape[dim] for dim in F_dims))
+    return y.astype(precision.output)
+
+
+# Rows of weights that are summed at once, in one register of outputs beside the other.
+_ROWS_OF_A_SUM = (16, 12, 9, 8, 6, 4)
+
+
+def _one_row(x_1K: Array, w_KF: Array) -> Array:
+    """f32[1, F] by sums over blocks of rows, two of which go side by side (`_one_or_two_rows`)."""
+    K = len(w_KF)
+    size = next((size for size in _ROWS_OF_A_SUM if K % (2 * size) == 0), None)
+    if size is None:
+        return _dot(x_1K, w_KF, ((1,), (0,)), ((), ()), "float32", "float32")
+    w = w_KF.reshape(2, -1, size, w_KF.shape[1]).astype(jnp.float32)
+    x = x_1K.astype(jnp.float32).reshape(2, -1, size, 1)
+    zeros = [jnp.float32(0)] * 2
+    first, second = lax.reduce(list(w * x), zeros, lambda a, b: [a[0] + b[0], a[1] + b[1]], (1,))
+    return (first + second).sum(0)[None]
 
 
 def _by_sums(x: Array, w: Array, num_contract: int) -> Array:

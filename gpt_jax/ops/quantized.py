@@ -6,6 +6,7 @@ as [F, K]: a row is what one output reads, which is the order that decoding one 
 """
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from gpt_jax.types import Array
@@ -51,8 +52,12 @@ def dequantize(w: Quantized) -> Array:
 
 
 def look_up(table: Array | Quantized, ids: Array) -> Array:
-    """Rows of an embedding [V, D], f32 or 8-bit: [*ids.shape, D]."""
+    """Rows of an embedding [V, D], f32, bf16 or 8-bit: f32 [*ids.shape, D]."""
     if isinstance(table, Quantized):
         taken = Quantized(*(jnp.take(x, ids, axis=0) for x in (table.integers_FK, table.scale_F)))
         return dequantize(taken)
+    if table.dtype == jnp.bfloat16:
+        # As bits: XLA:CPU would convert all of the table to f32 to take rows of it.
+        bits = jnp.take(jax.lax.bitcast_convert_type(table, jnp.uint16), ids, axis=0)
+        return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).astype(jnp.float32)
     return jnp.take(table, ids, axis=0)

@@ -105,6 +105,25 @@ def _nearest(distance_BV: Array, weight_BV: Array, wanted_B: Array) -> Array:
     return bits_BV <= high_B[:, None]
 
 
+# Columns whose largest is found first.
+_BLOCK = 64
+
+
+def most_likely(logits_XV: Array) -> Array:
+    """argmax over the last axis, int32[...]: the first of equal ones; nothing may be NaN.
+
+    The largest of each block first, and where it is then: XLA:CPU computes a maximum in vectors,
+    but an argmax number by number (for 8 rows of 49,152 in a millisecond).
+    """
+    *rows, V = logits_XV.shape
+    size = -(-V // _BLOCK) * _BLOCK
+    padded = jnp.pad(logits_XV, [(0, 0)] * len(rows) + [(0, size - V)], constant_values=-jnp.inf)
+    blocks = padded.reshape(*rows, -1, _BLOCK)
+    block_X = jnp.argmax(blocks.max(-1), axis=-1)
+    inside_XN = jnp.take_along_axis(blocks, block_X[..., None, None], axis=-2)[..., 0, :]
+    return (block_X * _BLOCK + jnp.argmax(inside_XN, axis=-1)).astype(jnp.int32)
+
+
 def draw(logits_BV: Array, keys_B: Array, rules: Rules, *, kind: str = "ranked") -> Array:
     """The next token of each row, int32[B].
 
@@ -114,7 +133,7 @@ def draw(logits_BV: Array, keys_B: Array, rules: Rules, *, kind: str = "ranked")
       rules: How to draw.
       kind: One of KINDS that is enough for `rules` (kind_for).
     """
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    greedy_B = most_likely(logits_BV)
     if kind == "greedy":
         return greedy_B
     restricted_BV = restrict(logits_BV, rules, kind=kind)
