@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.ops import positions
+from gpt_jax.ops import positions, products
 from gpt_jax.types import Array
 
 # Places of the rotary tables where layers differ.
@@ -45,12 +45,19 @@ def layer_kinds(config: TransformerConfig) -> LayerKind:
     return LayerKind(window_L, rotary_L)
 
 
-def rotary_tables(config: TransformerConfig, positions_BT: Array) -> tuple[Array, Array] | None:
+def rotary_tables(
+    config: TransformerConfig, positions_BT: Array, platform: str
+) -> tuple[Array, Array] | None:
     """cos and sin, f32[B, T, 1, H/2], or [3, B, T, 1, H/2] where the layers differ; None without
     rotary positions."""
-    c = config
-    if c.positions != "rotary":
+    if config.positions != "rotary":
         return None
+    tables = _rotary_tables(config, positions_BT)
+    # XLA:CPU would compute each angle's again for every head and layer, and for their gradients.
+    return tuple(map(products.computed_once, tables)) if platform == "cpu" else tables
+
+
+def _rotary_tables(c: TransformerConfig, positions_BT: Array) -> tuple[Array, Array]:
     tables = positions.rotary_tables(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling)
     if not _tables_differ(c):
         return tables

@@ -121,7 +121,7 @@ class Transformer(nn.Module):
         context = Context(
             segment_ids_BT=segment_ids_BT,
             mask_BTT=_rank_mask(key_ranks, query_ranks, segment_ids_BT),
-            rotary=rotary_tables(c, positions_BT),
+            rotary=rotary_tables(c, positions_BT, platform),
             bias_BNTS=self._bias("relative", positions_BT, cache, by_columns, c.family),
             cache_index_B=None if cache is None else cache.index_B,
             memory_BSD=memory_BSD,
@@ -195,7 +195,7 @@ class Transformer(nn.Module):
         context = Context(
             segment_ids_BT=segment_ids_BS,
             mask_BTT=None,
-            rotary=rotary_tables(c, positions_BS),
+            rotary=rotary_tables(c, positions_BS, platform),
             bias_BNTS=self._bias("encoder_relative", positions_BS, None, True, "encoder"),
             cache_index_B=None,
             memory_BSD=None,

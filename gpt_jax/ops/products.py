@@ -139,7 +139,10 @@ def _project(x, w, precision: Precision, num_contract: int, output_first: bool) 
         if w.dtype == jnp.bfloat16:
             return _few_bf16_rows(x, w, precision, num_contract, output_first)
         if output_first and precision.operands == "float32" and num_rows > 1:
-            return _by_sums(x, w, num_contract).astype(precision.output)
+            K = math.prod(x.shape[num_lead:])
+            y = _by_sums(x.reshape(-1, K), w.reshape(-1, K))
+            free = w.shape[: w.ndim - num_contract]
+            return y.reshape(*x.shape[:num_lead], *free).astype(precision.output)
     contract = (tuple(range(num_lead, x.ndim)), _dims(w, num_contract, output_first)[0])
     return _dot(x, w, contract, ((), ()), precision.operands, precision.output)
 
@@ -151,7 +154,7 @@ def _few_bf16_rows(x, w, precision: Precision, num_contract: int, output_first: 
     x_MK = x.reshape(-1, K)
     w_2 = w.reshape(-1, K) if output_first else w.reshape(K, -1)
     if len(x_MK) == 1:  # of which XLA:CPU has no fast product
-        x_MK = _computed_once(x_MK)
+        x_MK = computed_once(x_MK)
         # Or it would cast all weights in front of the loop that decodes.
         x_MK, w_2 = lax.optimization_barrier((x_MK, w_2))
         y_MF = (_one_or_two_rows if output_first else _one_row)(x_MK, w_2)
@@ -181,42 +184,36 @@ def _one_row(x_1K: Array, w_KF: Array) -> Array:
     return (first + second).sum(0)[None]
 
 
-def _by_sums(x: Array, w: Array, num_contract: int) -> Array:
-    """x[..., K] and w[F, K], f32 or int8, to f32 [..., F].
+def _by_sums(x_MK: Array, w_FK: Array) -> Array:
+    """f32[M, F] of f32 or int8 weights.
 
     XLA:CPU makes one product of it, which reads w once, in its own dtype.
     """
-    num_lead, num_free = x.ndim - num_contract, w.ndim - num_contract
-    x_MK = x.reshape(math.prod(x.shape[:num_lead]), -1).astype(jnp.float32)
-    w_FK = w.reshape(-1, x_MK.shape[1]).astype(jnp.float32)
-    y_FM = (w_FK[:, None] * x_MK).sum(-1)
-    return y_FM.T.reshape(*x.shape[:num_lead], *w.shape[:num_free])
+    return (w_FK[:, None].astype(jnp.float32) * x_MK.astype(jnp.float32)).sum(-1).T
 
 
 def _project_quantized(x: Array, w: Quantized, precision: Precision, num_contract: int) -> Array:
     num_lead = x.ndim - num_contract
-    num_rows = math.prod(x.shape[:num_lead])
-    if precision.by_sums and num_rows < _FEW_ROWS:
-        x = _computed_once(x)
+    x_MK = x.reshape(math.prod(x.shape[:num_lead]), -1)
+    w_FK = w.integers_FK.reshape(w.scale_F.size, -1)
+    few = precision.by_sums and len(x_MK) < _FEW_ROWS
+    x_MK = computed_once(x_MK) if few else x_MK
     # Or XLA takes the conversion of all weights to f32 out of the loop that decodes.
-    x, integers = lax.optimization_barrier((x, w.integers_FK))
-    if precision.by_sums and num_rows <= 2:
-        y = _one_or_two_rows(x.reshape(num_rows, -1), integers.reshape(w.scale_F.size, -1))
-        y = y.reshape(*x.shape[:num_lead], *w.scale_F.shape)
-    elif precision.by_sums and num_rows < _FEW_ROWS:
-        y = _by_sums(x, integers, num_contract)
+    x_MK, w_FK = lax.optimization_barrier((x_MK, w_FK))
+    if few:
+        y_MF = _one_or_two_rows(x_MK, w_FK) if len(x_MK) <= 2 else _by_sums(x_MK, w_FK)
     else:
         # On CPU nothing is gained by 16-bit operands that are made for one product.
         dtype = "float32" if precision.by_sums else precision.operands
-        contract = (tuple(range(num_lead, x.ndim)), _dims(integers, num_contract, True)[0])
-        y = _dot(x, integers, contract, ((), ()), dtype, "float32")
+        y_MF = _dot(x_MK, w_FK, ((1,), (1,)), ((), ()), dtype, "float32")
+    y = y_MF.reshape(*x.shape[:num_lead], *w.scale_F.shape)
     return (y * w.scale_F).astype(precision.output)
 
 
-def _computed_once(x: Array) -> Array:
-    """x, f32. Or XLA:CPU would fuse what computes x into the sums, and so repeat it F times.
+def computed_once(x: Array) -> Array:
+    """x, f32. Or XLA:CPU would fuse what computes x into what reads it, and repeat it there.
 
-    It fuses no sum into them; one over what is not there costs nothing.
+    It fuses no sum into anything; one over what is not there costs nothing.
     """
     return lax.reduce(jnp.stack([x.astype(jnp.float32), jnp.zeros(x.shape)]), 0.0, lax.add, (0,))
 
@@ -239,7 +236,7 @@ def _one_or_two_rows(x_MK: Array, integers_FK: Array) -> Array:
     halves = 2 // M
     lanes = _lanes(K, halves)
     if not lanes:
-        return _by_sums(jnp.repeat(x_MK, halves, 0), integers_FK, 1)[:M]
+        return _by_sums(jnp.repeat(x_MK, halves, 0), integers_FK)[:M]
     shape = (K // (halves * lanes), halves, lanes)
     w = integers_FK.reshape(-1, *shape).astype(jnp.float32)
     x = x_MK.astype(jnp.float32).reshape(M, *shape)
