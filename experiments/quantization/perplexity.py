@@ -1,4 +1,4 @@
-"""What 8-bit weights cost: perplexity of a text, with f32 weights and with them.
+"""What fewer bits cost: perplexity of a text, with f32 weights, with bfloat16 and with int8 ones.
 
     python -m gpt_jax data fetch gutenberg sympy_code stories15m smollm2
     python experiments/quantization/perplexity.py hf:stories15m --texts=stories
@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax.convert.open_model import open_model
+from gpt_jax.convert.open_model import held_as, open_model
 from gpt_jax.data.corpora import corpus_folder
 from gpt_jax.decode.prompts import as_computed
-from gpt_jax.models.quantize import num_bytes, quantize
+from gpt_jax.models.config import WEIGHT_DTYPES
+from gpt_jax.models.quantize import num_bytes
 from gpt_jax.parallel.cache_folder import cache_dir
 
 WINDOW = 512
@@ -52,6 +53,11 @@ def windows(tokenizer, text: str, context: int, num_tokens: int) -> np.ndarray:
     return rows_BT[np.linspace(0, len(rows_BT) - 1, most).round().astype(int)]
 
 
+def windows_for(opened, name: str, num_tokens: int) -> np.ndarray:
+    """`windows` of one of TEXTS."""
+    return windows(opened.tokenizer, read_text(name), opened.model.config.seq_len, num_tokens)
+
+
 def nats_per_token(model, params, tokens_BT: np.ndarray) -> np.ndarray:
     """f64[B]: the mean of each window."""
 
@@ -70,29 +76,28 @@ def main() -> None:
     parser.add_argument("--texts", default=",".join(TEXTS), help="with commas between them")
     parser.add_argument("--tokens", type=int, default=4096, help="of each text, at most")
     args = parser.parse_args()
-    print(
-        "model            text     tokens  perplexity f32     8-bit  ratio (stderr)  MB f32  8-bit"
-    )
+    print("model            text     tokens weights   perplexity  ratio (stderr)        MB")
     for spec in args.specs:
         opened = open_model(spec)
-        model = as_computed(opened.model, opened.params)
-        small = jax.jit(quantize)(opened.params)
-        for name in args.texts.split(","):
-            text = read_text(name)
-            tokens_BT = windows(opened.tokenizer, text, model.config.seq_len, args.tokens)
-            exact_B, rounded_B = (
-                nats_per_token(model, p, tokens_BT) for p in (opened.params, small)
-            )
-            # Of the same windows: their difference varies far less than they do.
-            worse_B = rounded_B - exact_B
-            ratio = math.exp(worse_B.mean())
-            error = ratio * worse_B.std(ddof=1) / math.sqrt(len(worse_B))
-            print(
-                f"{spec[:16]:16} {name:8} {tokens_BT.size:6} {math.exp(exact_B.mean()):15.3f} "
-                f"{math.exp(rounded_B.mean()):9.3f}  {ratio:.4f} ({error:.4f}) "
-                f"{num_bytes(opened.params) / 1e6:7.1f} {num_bytes(small) / 1e6:6.1f}",
-                flush=True,
-            )
+        windows_of = {
+            name: windows_for(opened, name, args.tokens) for name in args.texts.split(",")
+        }
+        exact = {}
+        for dtype in WEIGHT_DTYPES:  # the exact one first
+            held = held_as(opened, dtype)
+            model = as_computed(held.model, held.params)
+            for name, tokens_BT in windows_of.items():
+                nats_B = nats_per_token(model, held.params, tokens_BT)
+                exact_B = exact.setdefault(name, nats_B)
+                # Of the same windows: their difference varies far less than they do.
+                ratio = math.exp((nats_B - exact_B).mean())
+                error = ratio * (nats_B - exact_B).std(ddof=1) / math.sqrt(len(nats_B))
+                print(
+                    f"{spec[:16]:16} {name:8} {tokens_BT.size:6} {dtype:9} "
+                    f"{math.exp(nats_B.mean()):10.3f}  {ratio:.4f} ({error:.4f}) "
+                    f"{num_bytes(held.params) / 1e6:8.1f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
