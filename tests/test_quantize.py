@@ -202,10 +202,10 @@ def test_on_cpu_bfloat16_weights_decode_in_bfloat16_with_a_float32_cache():
     half = to_bfloat16(params)
     assert as_computed(model, params).config.dtype == "float32"
     assert as_computed(model, half).config.dtype == "bfloat16"
-    assert caches.empty(model, 2, 16, 0).layers[0].k_BKSH.dtype == jnp.float32
+    assert caches.empty(model, 2, 16, 0).layers[0].v_BKSH.dtype == jnp.float32
     on_gpu = model.clone(platform="gpu")
     assert as_computed(on_gpu, params).config.dtype == "bfloat16"
-    assert caches.empty(on_gpu, 2, 16, 0).layers[0].k_BKSH.dtype == jnp.bfloat16
+    assert caches.empty(on_gpu, 2, 16, 0).layers[0].v_BKSH.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("num_rows", [1, 2])

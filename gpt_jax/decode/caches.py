@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from gpt_jax.models.layers import LayerCache
 from gpt_jax.models.transformer import Cache, Transformer, make_cache
-from gpt_jax.ops import products
+from gpt_jax.ops import key_pages, products
+from gpt_jax.ops.key_pages import KeyPages
 from gpt_jax.parallel.sharding import constrain
 from gpt_jax.types import Array
 
@@ -19,24 +20,26 @@ from gpt_jax.types import Array
 def empty(model: Transformer, num_rows: int, length: int, memory_length: int) -> Cache:
     """A cache of zeros on the mesh in use, with a memory if the model has an encoder."""
     platform = model.platform or jax.default_backend()
+    config = model.config
     return _empty(
-        config=model.config, dtype=products.precision(model.config.dtype, platform).cache,
+        config=config, dtype=products.precision(config.dtype, platform).cache,
+        paged=platform == "cpu" and config.num_kv_heads < config.num_heads,
         num_rows=num_rows, length=length, memory_length=memory_length,
     )  # fmt: skip
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "dtype", "num_rows", "length", "memory_length")
+    jax.jit, static_argnames=("config", "dtype", "paged", "num_rows", "length", "memory_length")
 )
-def _empty(*, config, dtype: str, num_rows: int, length: int, memory_length: int) -> Cache:
-    cache = make_cache(config, num_rows, length, dtype)
+def _empty(*, config, dtype: str, paged: bool, num_rows: int, length: int, memory_length: int):
+    cache = make_cache(config, num_rows, length, dtype, paged)
     if config.family == "encoder_decoder":
 
         def with_memory(layer: LayerCache) -> LayerCache:
             # An array of its own for each: shared ones could not be donated.
-            shape = (*layer.k_BKSH.shape[:-2], memory_length, layer.k_BKSH.shape[-1])
+            shape = (*layer.v_BKSH.shape[:-2], memory_length, layer.v_BKSH.shape[-1])
             return layer.replace(
-                memory_k_BKSH=jnp.zeros(shape, layer.k_BKSH.dtype),
+                memory_k_BKSH=jnp.zeros(shape, layer.v_BKSH.dtype),
                 memory_v_BKSH=jnp.zeros(shape, layer.v_BKSH.dtype),
             )
 
@@ -56,8 +59,14 @@ def resized(cache: Cache, rows_B: Array, *, length: int, memory_length: int = 0)
         def take(array: Array | None, size: int) -> Array | None:
             return None if array is None else _fit(jnp.take(array, rows_B, array.ndim - 4), size)
 
+        keys = old.k_BKSH
+        if isinstance(keys, KeyPages):
+            rows = key_pages.num_rows(length, keys.width)
+            keys = keys.replace(rows_BKRC=take(keys.rows_BKRC, rows))
+        else:
+            keys = take(keys, length)
         return LayerCache(
-            take(old.k_BKSH, length),
+            keys,
             take(old.v_BKSH, length),
             take(old.memory_k_BKSH, memory_length),
             take(old.memory_v_BKSH, memory_length),
@@ -74,7 +83,8 @@ def reordered(cache: Cache, rows_B: Array) -> Cache:
     places within a prompt only."""
 
     def layer(old: LayerCache) -> LayerCache:
-        k_BKSH, v_BKSH = (jnp.take(x, rows_B, x.ndim - 4) for x in (old.k_BKSH, old.v_BKSH))
+        own = (old.k_BKSH, old.v_BKSH)
+        k_BKSH, v_BKSH = jax.tree.map(lambda x: jnp.take(x, rows_B, x.ndim - 4), own)
         return old.replace(k_BKSH=k_BKSH, v_BKSH=v_BKSH)
 
     return cache.replace(layers=_map(layer, cache.layers), index_B=cache.index_B[rows_B])

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.layer_kinds import LayerKind, of_layer
-from gpt_jax.ops import attention, normalization, positions, products
+from gpt_jax.ops import attention, key_pages, normalization, positions, products
+from gpt_jax.ops.key_pages import KeyPages
 from gpt_jax.ops.quantized import Quantized
 from gpt_jax.types import Array
 
@@ -58,7 +59,7 @@ class LayerCache:
     """Keys and values, [B, K, S, H] each: of the tokens so far, rotated already, and of the
     encoder's outputs (None before the first pass, and without an encoder)."""
 
-    k_BKSH: Array
+    k_BKSH: Array | KeyPages
     v_BKSH: Array
     memory_k_BKSH: Array | None = None
     memory_v_BKSH: Array | None = None
@@ -253,8 +254,12 @@ def _extend(cache: LayerCache, k_BTKH: Array, v_BTKH: Array, context: Context):
         head = jax.vmap(lambda old, new, i: jax.lax.dynamic_update_slice(old, new, (i, 0)))
         return jax.vmap(head)(old_BKSH, new_BKTH, index_BK)
 
-    cache = cache.replace(k_BKSH=write(cache.k_BKSH, k_BTKH), v_BKSH=write(cache.v_BKSH, v_BTKH))
-    num_places = cache.k_BKSH.shape[2]
+    if isinstance(cache.k_BKSH, KeyPages):
+        keys = key_pages.write(cache.k_BKSH, attention.heads_first(k_BTKH), index_B)
+    else:
+        keys = write(cache.k_BKSH, k_BTKH)
+    cache = cache.replace(k_BKSH=keys, v_BKSH=write(cache.v_BKSH, v_BTKH))
+    num_places = cache.v_BKSH.shape[2]
     if context.mask_BTT is not None:
         # A prompt that is read by other rules than left to right fills an empty cache.
         missing = num_places - context.mask_BTT.shape[2]

@@ -17,7 +17,7 @@ from gpt_jax.models.heads import MaskedLM, classify
 from gpt_jax.models.layer_kinds import rotary_tables
 from gpt_jax.models.layers import Context, LayerCache, Norm, param, weight_init
 from gpt_jax.models.stack import Stack
-from gpt_jax.ops import positions, products, quantized
+from gpt_jax.ops import key_pages, positions, products, quantized
 from gpt_jax.parallel.sharding import constrain
 from gpt_jax.types import Array, Batch, Tree
 
@@ -312,13 +312,16 @@ def init_params(model: Transformer, key: Array) -> Tree:
     return model.init(key, token, encoder_tokens=source)["params"]
 
 
-def make_cache(config: TransformerConfig, batch_size: int, length: int, dtype: Any) -> Cache:
-    """An empty cache for `length` tokens a row."""
+def make_cache(
+    config: TransformerConfig, batch_size: int, length: int, dtype: Any, paged: bool = False
+) -> Cache:
+    """An empty cache for `length` tokens a row; `paged`: with keys as KeyPages."""
     shape = (batch_size, config.num_kv_heads, length, config.head_dim)
 
     # Arrays of their own for every k and v: shared ones could not be donated.
     def layer(shape: tuple[int, ...]) -> LayerCache:
-        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        keys = key_pages.empty(shape, dtype) if paged else jnp.zeros(shape, dtype)
+        return LayerCache(keys, jnp.zeros(shape, dtype))
 
     if config.scan:
         layers = layer((config.num_layers, *shape))

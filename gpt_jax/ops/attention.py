@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gpt_jax.ops import products
 from gpt_jax.ops.chunked_attention import chunked, devices_of_a_row
+from gpt_jax.ops.key_pages import KeyPages
 from gpt_jax.ops.products import Precision
 from gpt_jax.ops.scores import MASKED, attend, capped, heads_first
 from gpt_jax.types import Array
@@ -268,7 +269,7 @@ def _scaled(q_BTNH: Array, scale: float | None) -> Array:
 
 def attend_cached(
     q_BTNH: Array,
-    k_BKSH: Array,
+    k_BKSH: Array | KeyPages,
     v_BKSH: Array,
     mask_BTS: Array,
     *,
@@ -284,8 +285,8 @@ def attend_cached(
     took three to six times as long on CPU (docs/speed.md).
     """
     B, T, N, H = q_BTNH.shape
-    K = k_BKSH.shape[1]
-    assert N % K == 0, (q_BTNH.shape, k_BKSH.shape)
+    K = v_BKSH.shape[1]
+    assert N % K == 0, (q_BTNH.shape, v_BKSH.shape)
     q_BKGTH = heads_first(_scaled(q_BTNH, scale)).reshape(B, K, N // K, T, H)
     mask = mask_BTS[:, None, None]
     precision = dataclasses.replace(precision, operands=precision.cache)
