@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.models.config import TransformerConfig
-from gpt_jax.ops import positions, products
+from gpt_jax.ops import few_rows, positions
 from gpt_jax.types import Array
 
 # Places of the rotary tables where layers differ.
@@ -54,7 +54,7 @@ def rotary_tables(
         return None
     tables = _rotary_tables(config, positions_BT)
     # XLA:CPU would compute each angle's again for every head and layer, and for their gradients.
-    return tuple(map(products.computed_once, tables)) if platform == "cpu" else tables
+    return tuple(map(few_rows.computed_once, tables)) if platform == "cpu" else tables
 
 
 def _rotary_tables(c: TransformerConfig, positions_BT: Array) -> tuple[Array, Array]:

@@ -56,8 +56,8 @@ class Context:
 
 @flax.struct.dataclass
 class LayerCache:
-    """Keys and values, [B, K, S, H] each: of the tokens so far, rotated already, and of the
-    encoder's outputs (None before the first pass, and without an encoder)."""
+    """Keys and values, [B, K, S, H] each (keys perhaps in pages): of the tokens so far, rotated
+    already, and of the encoder's outputs (None before the first pass, and without an encoder)."""
 
     k_BKSH: Array | KeyPages
     v_BKSH: Array

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from gpt_jax.ops import few_rows
 from gpt_jax.ops.quantized import Quantized
 from gpt_jax.types import Array
 
@@ -140,7 +141,7 @@ def _project(x, w, precision: Precision, num_contract: int, output_first: bool) 
             return _few_bf16_rows(x, w, precision, num_contract, output_first)
         if output_first and precision.operands == "float32" and num_rows > 1:
             K = math.prod(x.shape[num_lead:])
-            y = _by_sums(x.reshape(-1, K), w.reshape(-1, K))
+            y = few_rows.by_sums(x.reshape(-1, K), w.reshape(-1, K))
             free = w.shape[: w.ndim - num_contract]
             return y.reshape(*x.shape[:num_lead], *free).astype(precision.output)
     contract = (tuple(range(num_lead, x.ndim)), _dims(w, num_contract, output_first)[0])
@@ -154,10 +155,10 @@ def _few_bf16_rows(x, w, precision: Precision, num_contract: int, output_first: 
     x_MK = x.reshape(-1, K)
     w_2 = w.reshape(-1, K) if output_first else w.reshape(K, -1)
     if len(x_MK) == 1:  # of which XLA:CPU has no fast product
-        x_MK = computed_once(x_MK)
+        x_MK = few_rows.computed_once(x_MK)
         # Or it would cast all weights in front of the loop that decodes.
         x_MK, w_2 = lax.optimization_barrier((x_MK, w_2))
-        y_MF = (_one_or_two_rows if output_first else _one_row)(x_MK, w_2)
+        y_MF = (few_rows.one_or_two_rows if output_first else few_rows.one_row)(x_MK, w_2)
     else:
         # Or it would transpose a tied head there.
         x_MK, w_2 = lax.optimization_barrier((x_MK.astype(precision.operands), w_2))
@@ -167,94 +168,23 @@ def _few_bf16_rows(x, w, precision: Precision, num_contract: int, output_first: 
     return y.astype(precision.output)
 
 
-# Rows of weights that are summed at once, in one register of outputs beside the other.
-_ROWS_OF_A_SUM = (16, 12, 9, 8, 6, 4)
-
-
-def _one_row(x_1K: Array, w_KF: Array) -> Array:
-    """f32[1, F] by sums over blocks of rows, two of which go side by side (`_one_or_two_rows`)."""
-    K = len(w_KF)
-    size = next((size for size in _ROWS_OF_A_SUM if K % (2 * size) == 0), None)
-    if size is None:
-        return _dot(x_1K, w_KF, ((1,), (0,)), ((), ()), "float32", "float32")
-    w = w_KF.reshape(2, -1, size, w_KF.shape[1]).astype(jnp.float32)
-    x = x_1K.astype(jnp.float32).reshape(2, -1, size, 1)
-    zeros = [jnp.float32(0)] * 2
-    first, second = lax.reduce(list(w * x), zeros, lambda a, b: [a[0] + b[0], a[1] + b[1]], (1,))
-    return (first + second).sum(0)[None]
-
-
-def _by_sums(x_MK: Array, w_FK: Array) -> Array:
-    """f32[M, F] of f32 or int8 weights.
-
-    XLA:CPU makes one product of it, which reads w once, in its own dtype.
-    """
-    return (w_FK[:, None].astype(jnp.float32) * x_MK.astype(jnp.float32)).sum(-1).T
-
-
 def _project_quantized(x: Array, w: Quantized, precision: Precision, num_contract: int) -> Array:
     num_lead = x.ndim - num_contract
     x_MK = x.reshape(math.prod(x.shape[:num_lead]), -1)
     w_FK = w.integers_FK.reshape(w.scale_F.size, -1)
     few = precision.by_sums and len(x_MK) < _FEW_ROWS
-    x_MK = computed_once(x_MK) if few else x_MK
+    x_MK = few_rows.computed_once(x_MK) if few else x_MK
     # Or XLA takes the conversion of all weights to f32 out of the loop that decodes.
     x_MK, w_FK = lax.optimization_barrier((x_MK, w_FK))
     if few:
-        y_MF = _one_or_two_rows(x_MK, w_FK) if len(x_MK) <= 2 else _by_sums(x_MK, w_FK)
+        product = few_rows.one_or_two_rows if len(x_MK) <= 2 else few_rows.by_sums
+        y_MF = product(x_MK, w_FK)
     else:
         # On CPU nothing is gained by 16-bit operands that are made for one product.
         dtype = "float32" if precision.by_sums else precision.operands
         y_MF = _dot(x_MK, w_FK, ((1,), (1,)), ((), ()), dtype, "float32")
     y = y_MF.reshape(*x.shape[:num_lead], *w.scale_F.shape)
     return (y * w.scale_F).astype(precision.output)
-
-
-def computed_once(x: Array) -> Array:
-    """x, f32. Or XLA:CPU would fuse what computes x into what reads it, and repeat it there.
-
-    It fuses no sum into anything; one over what is not there costs nothing.
-    """
-    return lax.reduce(jnp.stack([x.astype(jnp.float32), jnp.zeros(x.shape)]), 0.0, lax.add, (0,))
-
-
-# XLA:CPU unrolls a sum of at most so many terms of one part and of two parts of the weights, and
-# only then computes lanes in vectors.
-_MAX_TERMS = {1: 24, 2: 18}
-# Two vector registers: a loop over one alone is not computed in vectors.
-_LANES = 16
-
-
-def _one_or_two_rows(x_MK: Array, integers_FK: Array) -> Array:
-    """f32[M, F]: each output as `lanes` sums of few terms, then their sum.
-
-    Two such sums go side by side, of both rows or of two halves of the only one: a reduction of
-    more than one operand stays a loop of its own, in which an integer is read, converted and used
-    in registers. Written as one sum it goes to a library that computes more slowly than it reads.
-    """
-    M, K = x_MK.shape
-    halves = 2 // M
-    lanes = _lanes(K, halves)
-    if not lanes:
-        return _by_sums(jnp.repeat(x_MK, halves, 0), integers_FK)[:M]
-    shape = (K // (halves * lanes), halves, lanes)
-    w = integers_FK.reshape(-1, *shape).astype(jnp.float32)
-    x = x_MK.astype(jnp.float32).reshape(M, *shape)
-    terms = [w[:, :, h] * x[m, :, h] for m in range(M) for h in range(halves)]
-    zeros = [jnp.float32(0)] * 2
-    first, second = lax.reduce(terms, zeros, lambda a, b: [a[0] + b[0], a[1] + b[1]], (1,))
-    if M == 1:
-        return (first + second).sum(-1)[None]
-    return jnp.stack([first.sum(-1), second.sum(-1)])
-
-
-def _lanes(K: int, halves: int) -> int:
-    """The fewest lanes that leave few enough terms; 0: K cannot be split so."""
-    for lanes in range(_LANES, K // halves + 1, _LANES):
-        terms, rest = divmod(K, halves * lanes)
-        if not rest and terms <= _MAX_TERMS[halves]:
-            return lanes
-    return 0
 
 
 def _dims(w: Array, num_contract: int, output_first: bool):
