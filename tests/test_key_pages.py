@@ -65,7 +65,7 @@ def _run(model, params, tokens_BT, cache):
     return model.apply({"params": params}, tokens_BT, cache=cache)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_model_computes_the_same_with_them(scan):
     model = Transformer(dataclasses.replace(CONFIG, scan=scan))
     params = nn.unbox(jax.jit(lambda key: init_params(model, key))(jax.random.key(0)))
