@@ -392,8 +392,8 @@ def test_only_who_reads_from_left_to_right_scores_a_prompt():
     "sizes", [(8, 1, 1), (2, 1, 4), (1, 4, 2)], ids=["data", "data-tensor", "fsdp-tensor"]
 )
 def test_on_a_mesh_it_gives_what_it_gives_on_one_device(sizes):
-    # Of 4 key/value heads, 4 or 2 devices of the axis "tensor" hold as many each.
-    config = dataclasses.replace(CONFIG, num_kv_heads=4)
+    # Of 4 key/value heads, 4 or 2 devices of the axis "tensor" hold as many each; keys in pages.
+    config = dataclasses.replace(CONFIG, num_heads=8, num_kv_heads=4)
     model = Transformer(config)
     mesh = make_mesh(MeshConfig(*sizes))
     boxed = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
@@ -407,7 +407,7 @@ def test_on_a_mesh_it_gives_what_it_gives_on_one_device(sizes):
         begun = []
         for _ in range(4):
             begun.append(engine.step(2))
-        keys = engine._slots._state.cache.layers.k_BKSH
+        keys = engine._slots._state.cache.layers.k_BKSH.rows_BKRC
         shape = keys.sharding.shard_shape(keys.shape)
         assert engine._slots.shape.rows == 8
         tokens = {}
