@@ -31,7 +31,9 @@ def empty(model: Transformer, num_rows: int, length: int, memory_length: int) ->
 @functools.partial(
     jax.jit, static_argnames=("config", "dtype", "paged", "num_rows", "length", "memory_length")
 )
-def _empty(*, config, dtype: str, paged: bool, num_rows: int, length: int, memory_length: int):
+def _empty(
+    *, config, dtype: str, paged: bool, num_rows: int, length: int, memory_length: int
+) -> Cache:
     cache = make_cache(config, num_rows, length, dtype, paged)
     if config.family == "encoder_decoder":
 
@@ -60,13 +62,10 @@ def resized(cache: Cache, rows_B: Array, *, length: int, memory_length: int = 0)
             return None if array is None else _fit(jnp.take(array, rows_B, array.ndim - 4), size)
 
         keys = old.k_BKSH
-        if isinstance(keys, KeyPages):
-            rows = key_pages.num_rows(length, keys.width)
-            keys = keys.replace(rows_BKRC=take(keys.rows_BKRC, rows))
-        else:
-            keys = take(keys, length)
+        paged = isinstance(keys, KeyPages)
+        rows = key_pages.num_rows(length, keys.width) if paged else length
         return LayerCache(
-            keys,
+            jax.tree.map(lambda array: take(array, rows), keys),
             take(old.v_BKSH, length),
             take(old.memory_k_BKSH, memory_length),
             take(old.memory_v_BKSH, memory_length),

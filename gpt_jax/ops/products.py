@@ -173,16 +173,15 @@ def _project_quantized(x: Array, w: Quantized, precision: Precision, num_contrac
     x_MK = x.reshape(math.prod(x.shape[:num_lead]), -1)
     w_FK = w.integers_FK.reshape(w.scale_F.size, -1)
     few = precision.by_sums and len(x_MK) < _FEW_ROWS
-    x_MK = few_rows.computed_once(x_MK) if few else x_MK
+    if few:
+        x_MK = few_rows.computed_once(x_MK)
     # Or XLA takes the conversion of all weights to f32 out of the loop that decodes.
     x_MK, w_FK = lax.optimization_barrier((x_MK, w_FK))
     if few:
         product = few_rows.one_or_two_rows if len(x_MK) <= 2 else few_rows.by_sums
         y_MF = product(x_MK, w_FK)
     else:
-        # On CPU nothing is gained by 16-bit operands that are made for one product.
-        dtype = "float32" if precision.by_sums else precision.operands
-        y_MF = _dot(x_MK, w_FK, ((1,), (1,)), ((), ()), dtype, "float32")
+        y_MF = _dot(x_MK, w_FK, ((1,), (1,)), ((), ()), precision.operands, "float32")
     y = y_MF.reshape(*x.shape[:num_lead], *w.scale_F.shape)
     return (y * w.scale_F).astype(precision.output)
 

@@ -57,7 +57,6 @@ def look_up(table: Array | Quantized, ids: Array) -> Array:
         taken = Quantized(*(jnp.take(x, ids, axis=0) for x in (table.integers_FK, table.scale_F)))
         return dequantize(taken)
     if table.dtype == jnp.bfloat16:
-        # As bits: XLA:CPU would convert all of the table to f32 to take rows of it.
-        bits = jnp.take(jax.lax.bitcast_convert_type(table, jnp.uint16), ids, axis=0)
-        return jax.lax.bitcast_convert_type(bits, jnp.bfloat16).astype(jnp.float32)
-    return jnp.take(table, ids, axis=0)
+        # Or XLA:CPU would convert all of the table to f32 in front of the loop that decodes.
+        table, ids = jax.lax.optimization_barrier((table, ids))
+    return jnp.take(table, ids, axis=0).astype(jnp.float32)
