@@ -13,7 +13,7 @@ from gpt_jax import trees
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer
 from gpt_jax.objectives.likelihood import likelihood
-from gpt_jax.ops import attention
+from gpt_jax.ops import attention, blocked_attention
 from gpt_jax.runs import canonical
 from gpt_jax.scaling import counts
 
@@ -54,7 +54,7 @@ def logits(model, params, *arrays):
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch):
     """Sequences of 16 are several blocks of queries."""
-    monkeypatch.setattr(attention, "_BLOCK", 6)
+    monkeypatch.setattr(blocked_attention, "_BLOCK", 6)
 
 
 def tokens(*shape, seed=3):

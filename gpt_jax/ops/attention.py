@@ -10,28 +10,25 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax.ops import products
+from gpt_jax.ops.blocked_attention import blocked_causal
 from gpt_jax.ops.chunked_attention import chunked, devices_of_a_row
 from gpt_jax.ops.key_pages import KeyPages
 from gpt_jax.ops.products import Precision
-from gpt_jax.ops.scores import MASKED, attend, capped, heads_first
+from gpt_jax.ops.scores import attend, heads_first
 from gpt_jax.types import Array
 
-# Queries taken at once on CPU: a block of queries meets only the keys up to its own end, so about
-# half of the scores is never computed.
-_BLOCK = 128
-_MAX_BLOCKS = 8
-_LEAST = 16  # queries for which the gradients' own rule is worth while
+_LEAST = 16  # queries for which a rule of their gradients is worth while
 
 
-def _scores_mask(causal, segment_ids_BT, window, start: int, stop: int, num_keys: int):
-    """Boolean [B or 1, 1, 1, stop - start, num_keys], True = attend; None if all is visible."""
+def _scores_mask(causal, segment_ids_BT, window, num_queries: int, num_keys: int):
+    """Boolean [B or 1, 1, 1, T, S], True = attend; None if all is visible."""
     masks = []
     if causal:
-        behind = jnp.arange(start, stop)[:, None] - jnp.arange(num_keys)[None, :]
+        behind = jnp.arange(num_queries)[:, None] - jnp.arange(num_keys)[None, :]
         masks.append(behind >= 0 if window is None else (behind >= 0) & (behind < window))
     if segment_ids_BT is not None:
-        queries, keys = segment_ids_BT[:, start:stop], segment_ids_BT[:, :num_keys]
-        masks.append((queries[:, :, None] == keys[:, None, :])[:, None, None])
+        same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+        masks.append(same[:, None, None])
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
@@ -46,7 +43,7 @@ def _einsum(
     if mask_BTS is not None:
         mask = mask_BTS[:, None, None]
     else:
-        mask = _scores_mask(causal, segment_ids_BT, window, 0, q.shape[3], k.shape[2])
+        mask = _scores_mask(causal, segment_ids_BT, window, q.shape[3], k.shape[2])
     out = attend(q, k, v, mask, bias_BNTS, softcap, precision)
     return out.reshape(B, N, T, H).transpose(0, 2, 1, 3)
 
@@ -64,113 +61,8 @@ def _blocked(
         )  # fmt: skip
     if segment_ids_BT is None:
         segment_ids_BT = jnp.ones((B, T), jnp.int32)
-    assert q_BTNH.dtype == k_BSKH.dtype == v_BSKH.dtype, "the backward pass gives one dtype"
-    return _blocked_causal(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, window, softcap, precision)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _blocked_causal(
-    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap: float, precision: Precision
-):
-    """The backward pass works on transposed scores, [keys, queries].
-
-    Then the gradients of keys and values contract the last dim of what is computed already, and
-    only dq needs a transpose, of its narrow operand: XLA:CPU would compute p^T do in f32 and
-    transpose p. A block has all of the keys of its queries, so that dq is whole in it and its
-    narrow result is transposed block by block: a sum over blocks, transposed as one, was read with
-    strides of a row's length, and took a fifth of a step of GPT-2's (docs/speed.md).
-    """
-    return _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap, precision)[0]
-
-
-def _block_bounds(T: int) -> list[tuple[int, int]]:
-    """At most _MAX_BLOCKS blocks: each costs compile time."""
-    size = max(_BLOCK, -(-T // _MAX_BLOCKS))
-    return [(start, min(start + size, T)) for start in range(0, T, size)]
-
-
-def _transposed(x: Array, axes: tuple[int, ...]) -> Array:
-    """x[B, T, ...] written out, in parts that are no block's queries and not all of its keys."""
-    stop = _block_bounds(x.shape[1])[0][1]
-    return products.transposed(x, axes, 1, at=stop // 2)
-
-
-def _blocked_fwd(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap, precision):
-    B, T, N, H = q_BTNH.shape
-    K = k_BTKH.shape[2]
-    G = N // K
-    split = q_BTNH.astype(precision.operands).reshape(B, T, K, G, H)
-    q_BKGTH = _transposed(split, (0, 2, 3, 1, 4))
-    keys, values = (x.astype(precision.operands) for x in (k_BTKH, v_BTKH))
-    k_BKTH, v_BKTH = (_transposed(x, (0, 2, 1, 3)) for x in (keys, values))
-    outs, logs = [], []
-    for start, stop in _block_bounds(T):
-        q = q_BKGTH[:, :, :, start:stop].reshape(B, K, -1, H)
-        scores = products.batched_dot(q, k_BKTH[:, :, :stop], ((3,), (3,)), precision)
-        scores = capped(scores.reshape(B, K, G, stop - start, stop), softcap)
-        mask = _scores_mask(True, segment_ids_BT, window, start, stop, stop)
-        scores = jnp.where(mask, scores, MASKED)
-        top = scores.max(-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = weights.sum(-1, keepdims=True)
-        out = products.batched_dot(
-            weights.reshape(B, K, -1, stop), v_BKTH[:, :, :stop], ((3,), (2,)), precision
-        )
-        # Dividing the outputs is cheaper than dividing the weights.
-        outs.append(out.reshape(B, K, G, stop - start, H) / total)
-        logs.append((top + jnp.log(total))[..., 0])
-    out_BKGTH = jnp.concatenate(outs, axis=3)
-    out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(q_BTNH.shape)
-    lse_BKGT = jnp.concatenate(logs, axis=3)
-    kept = (k_BTKH, segment_ids_BT, window, q_BKGTH, k_BKTH, v_BKTH, out_BTNH, lse_BKGT)
-    return out_BTNH, kept
-
-
-def _blocked_bwd(softcap, precision, residuals, g_BTNH):
-    k_BTKH, segments, window, q_BKGTH, k_BKTH, v_BKTH, out_BTNH, lse_BKGT = residuals
-    B, K, G, T, H = q_BKGTH.shape
-    dot = functools.partial(products.batched_dot, precision=precision)
-    delta_BKGT = (g_BTNH * out_BTNH).sum(-1).reshape(B, T, K, G).transpose(0, 2, 3, 1)
-    split = g_BTNH.astype(precision.operands).reshape(B, T, K, G, H)
-    g_BKGTH = _transposed(split, (0, 2, 3, 1, 4))
-    k_BKHT = _transposed(k_BTKH.astype(precision.operands), (0, 2, 3, 1))
-    dqs, dks, dvs = [], [], []
-    bounds = _block_bounds(T)
-    for start, stop in bounds:
-        # The queries of one block and all keys that they may see.
-        size = stop - start
-        q, g = (x[:, :, :, start:stop].reshape(B, K, -1, H) for x in (q_BKGTH, g_BKGTH))
-        lse, delta = (x[:, :, None, :, start:stop] for x in (lse_BKGT, delta_BKGT))
-        behind = jnp.arange(start, stop) - jnp.arange(stop)[:, None]
-        visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-        same = segments[:, :stop, None] == segments[:, None, start:stop]
-        mask = (visible & same)[:, None, :, None]
-        scores = dot(k_BKTH[:, :, :stop], q, ((3,), (3,))).reshape(B, K, stop, G, size)
-        scores = capped(scores, softcap)
-        weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
-        grad = dot(v_BKTH[:, :, :stop], g, ((3,), (3,))).reshape(scores.shape)
-        dscores = weights * (grad - delta)
-        if softcap:  # the derivative of tanh
-            dscores = dscores * (1 - jnp.square(scores / softcap))
-        dscores = dscores.reshape(B, K, stop, -1)
-        dks.append(dot(dscores, q, ((3,), (2,))))
-        dvs.append(dot(weights.reshape(B, K, stop, -1), g, ((3,), (2,))))
-        dq = dot(k_BKHT[..., :stop], dscores, ((3,), (2,)))
-        dqs.append(dq.reshape(B, K, H, G, size).transpose(0, 4, 1, 3, 2))
-    dq_BTNH = jnp.concatenate(dqs, axis=1).reshape(g_BTNH.shape)
-    dk_BTKH, dv_BTKH = (_summed(x, bounds).transpose(0, 2, 1, 3) for x in (dks, dvs))
-    return *(x.astype(k_BTKH.dtype) for x in (dq_BTNH, dk_BTKH, dv_BTKH)), None, None
-
-
-def _summed(parts: list[Array], bounds: list[tuple[int, int]]) -> Array:
-    """The sum of [B, K, stop, H], each zero behind its own stop."""
-    sums = [
-        sum(part[:, :, start:stop] for part in parts[i:]) for i, (start, stop) in enumerate(bounds)
-    ]
-    return jnp.concatenate(sums, axis=2)
-
-
-_blocked_causal.defvjp(_blocked_fwd, _blocked_bwd)
+    q, k, v = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
+    return blocked_causal(q, k, v, segment_ids_BT, window, softcap, precision)
 
 
 def _library(
@@ -188,7 +80,7 @@ def _library(
     else:
         # Its own window must be known when the program is compiled.
         own = causal and window is not None
-        mask = _scores_mask(own, segment_ids_BT, window, 0, q_BTNH.shape[1], k_BSKH.shape[1])
+        mask = _scores_mask(own, segment_ids_BT, window, q_BTNH.shape[1], k_BSKH.shape[1])
         mask = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:])
     q, k, v = (x.astype(precision.operands) for x in (q_BTNH, k_BSKH, v_BSKH))
     # f32 operands mean f32, as in products.
