@@ -136,7 +136,7 @@ class Dense(nn.Module):
         y = products.project(x, w, precision, n)
         if c.bias or self.bias:
             b = param(self, "bias", nn.initializers.zeros, self.axes[n:], self.shape[n:])
-            y = y + b.astype(y.dtype)
+            y = products.add_bias(y, b, precision)
         if c.lora_rank and c.has_adapter("/".join(self.path)):
             y = y + self._low_rank(x, precision).astype(y.dtype)
         return y

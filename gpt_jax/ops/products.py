@@ -53,6 +53,9 @@ _PRECISIONS = {
 }
 
 
+# The fewest of a left operand that XLA:CPU multiplies in bf16.
+_ROWS_OF_ONES = 8
+
 # Below so many rows a product is too small for the transposes to pay, and by_sums holds.
 _FEW_ROWS = 64
 
@@ -224,14 +227,42 @@ def _contract_leading(x: Array, g: Array, num_lead: int, precision: Precision) -
     # are more than the larger operand, as with a head's few rows and large vocabulary.
     K, F = x_MK.shape[1], g_MF.shape[1]
     if K <= F or num_rows * K < (num_rows + K) * F:
-        dw = _dot(transposed(x_MK, (1, 0), 0), g_MF, ((1,), (0,)), ((), ()), dtype, "float32")
+        dw = _dot(transposed(x_MK, (1, 0), 1), g_MF, ((1,), (0,)), ((), ()), dtype, "float32")
     else:
-        dw = _dot(transposed(g_MF, (1, 0), 0), x_MK, ((1,), (0,)), ((), ()), dtype, "float32")
+        dw = _dot(transposed(g_MF, (1, 0), 1), x_MK, ((1,), (0,)), ((), ()), dtype, "float32")
         dw = transposed(dw, (1, 0), 0)
     return dw.reshape(shape)
 
 
 _project.defvjp(_project_fwd, _project_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def add_bias(y: Array, b: Array, precision: Precision) -> Array:
+    """y + b for f32 b, whose dims are the last ones of y.
+
+    The gradient of b, a sum over rows, is a product with ones where that is fast: it reads the
+    gradient as it is cast for the product behind y, so that none of it need be written in f32.
+    """
+    return y + b.astype(y.dtype)
+
+
+def _add_bias_fwd(y, b, precision):
+    return add_bias(y, b, precision), b
+
+
+def _add_bias_bwd(precision, b, g):
+    num_lead = g.ndim - b.ndim
+    num_rows = math.prod(g.shape[:num_lead])
+    if not precision.row_major or num_rows < _FEW_ROWS:
+        return g, g.astype(b.dtype).sum(tuple(range(num_lead)))
+    dtype = precision.weight_gradient
+    ones = jnp.ones((_ROWS_OF_ONES, num_rows), dtype)
+    sums = _dot(ones, g.reshape(num_rows, -1), ((1,), (0,)), ((), ()), dtype, "float32")
+    return g, sums[0].reshape(b.shape)
+
+
+add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
 
 
 def to_compute(x: Array, precision: Precision) -> Array:
