@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.ops import attention, products
+from gpt_jax.ops import attention, normalization, products
 from gpt_jax.ops.losses import cross_entropy
 
 F32 = products.precision("float32", "cpu")
@@ -71,6 +71,31 @@ def test_project(precision, x_shape, w_shape, num_contract, output_first):
     assert got[2].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("y_shape, b_shape", [((2, 64, 3, 8), (3, 8)), ((1, 3, 24), (24,))])
+def test_add_bias(precision, y_shape, b_shape):
+    precision, tolerance = PRECISIONS[precision]
+    y, b = _random(7, y_shape, b_shape)
+    got = _value_and_grads(functools.partial(products.add_bias, precision=precision), y, b)
+    _assert_close(got, _value_and_grads(jnp.add, y, b), tolerance)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_layer_norm(with_bias):
+    x, scale, bias = _random(8, (2, 5, 12), (12,), (12,))
+    bias = (bias,) if with_bias else ()
+
+    def reference(x, scale, bias=0.0):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5) * scale + bias
+
+    def ours(x, scale, bias=None):
+        return normalization.layer_norm(x, scale, bias, 1e-5)
+
+    arrays = (3 + x, scale, *bias)
+    _assert_close(_value_and_grads(ours, *arrays), _value_and_grads(reference, *arrays), 1e-5)
+
+
 def _reference_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
     G = q_BTNH.shape[2] // k_BSKH.shape[2]
     k, v = (jnp.repeat(x, G, axis=2) for x in (k_BSKH, v_BSKH))
@@ -105,6 +130,58 @@ def test_causal_attention(implementation, precision, segments, shape):
     got = _value_and_grads(fast, q, k, v)
     reference = functools.partial(_reference_attention, mask_BTS=mask_BTS)
     _assert_close(got, _value_and_grads(reference, q, k, v), tolerance)
+
+
+@pytest.mark.parametrize("implementation", ["einsum", "blocked"])
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+@pytest.mark.parametrize("B", [1, 2])
+def test_windows_and_capped_scores(implementation, precision, B):
+    precision, tolerance = PRECISIONS[precision]
+    T, window, softcap = 150, 40, 3.0
+    q, k, v = _random(5, (B, T, 4, 8), (B, T, 2, 8), (B, T, 2, 8))
+    fast = functools.partial(
+        attention.attention, precision=precision, window=jnp.int32(window), softcap=softcap,
+        implementation=implementation,
+    )  # fmt: skip
+
+    def reference(q, k, v):
+        k, v = (jnp.repeat(x, 2, axis=2) for x in (k, v))
+        scores = jnp.einsum("btnh,bsnh->bnts", q, k, precision="highest") * 8**-0.5
+        behind = jnp.arange(T)[:, None] - jnp.arange(T)
+        scores = softcap * jnp.tanh(scores / softcap)
+        scores = jnp.where((behind >= 0) & (behind < window), scores, -jnp.inf)
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), v, precision="highest")
+
+    got = _value_and_grads(fast, q, k, v)
+    _assert_close(got, _value_and_grads(reference, q, k, v), tolerance)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_hidden_keys_may_have_the_largest_scores(precision):
+    """The maximum that is taken from the scores is that of what a query sees."""
+    precision, _ = PRECISIONS[precision]
+    q, k, v = _random(6, (2, 140, 2, 8), (2, 140, 2, 8), (2, 140, 2, 8))
+    ids_BT = jnp.broadcast_to(jnp.arange(140) // 70, (2, 140))
+    # Keys of one segment are those that queries of the other like, a thousand times as much.
+    pointing = jnp.ones(8).at[1::2].set(-1)
+    side = jnp.where(ids_BT == 0, 1.0, -1.0)[..., None, None]
+    q, k = q + 30 * side * pointing, k - 30 * side * pointing
+    got = _value_and_grads(
+        functools.partial(
+            attention.attention, precision=precision, segment_ids_BT=ids_BT,
+            implementation="blocked",
+        ),
+        q, k, v,
+    )  # fmt: skip
+    mask_BTS = jnp.tril(ids_BT[:, :, None] == ids_BT[:, None, :])
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k)
+    assert scores.max() > 1e3 > 0 > jnp.where(mask_BTS[:, None], scores, -1e9).max()
+    reference = functools.partial(_reference_attention, mask_BTS=mask_BTS)
+    wanted = _value_and_grads(reference, q, k, v)
+    # In bf16 such scores are off by more than one.
+    if precision is F32:
+        _assert_close(got, wanted, 2e-3)
+    assert all(jnp.isfinite(x).all() for x in got)
 
 
 @pytest.mark.parametrize("implementation", ["einsum", "blocked"])

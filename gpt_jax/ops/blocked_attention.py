@@ -30,13 +30,27 @@ from gpt_jax.types import Array
 # Queries taken at once.
 _BLOCK = 128
 _MAX_BLOCKS = 8  # each costs compile time
+_CHAINS = 3  # blocks that keep two cores busy by themselves
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def blocked_causal(
     q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap: float, precision: Precision
 ) -> Array:
     """softmax(q k^T) v, f32[B, T, N, H], of f32 operands; see ops.attention.attention."""
+    arrays = (q_BTNH, k_BTKH, v_BTKH, segment_ids_BT)
+    B, T = segment_ids_BT.shape
+    mesh = jax.sharding.get_abstract_mesh()
+    if B % 2 or len(_bounds(T)) >= _CHAINS or mesh.size > 1:
+        return _attend(*arrays, window, softcap, precision)
+    # Batched products run on one core each: two halves of the rows are two of them at a time.
+    halves = zip(*(jnp.split(array, 2) for array in arrays), strict=True)
+    return jnp.concatenate([_attend(*half, window, softcap, precision) for half in halves])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(
+    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap: float, precision: Precision
+) -> Array:
     return _forward(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, window, softcap, precision)[0]
 
 
@@ -147,4 +161,4 @@ def _summed(parts: list[Array], bounds: list[tuple[int, int]]) -> Array:
     return jnp.concatenate(sums, axis=2)
 
 
-blocked_causal.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
