@@ -20,8 +20,8 @@ from gpt_jax.models.transformer import Transformer, init_params
 from gpt_jax.ops import positions
 from gpt_jax.runs import canonical
 
-# Of outputs of order 10. In Llama and its kin both f32 results are up to 4e-5 from float64, ours and
-# torch's (the test of peers at the end); elsewhere they differ by less than 2e-5.
+# Of outputs of order 10. In Llama and its kin both f32 results are up to 4e-5 from float64, ours
+# and torch's (the test of peers at the end); elsewhere they differ by less than 2e-5.
 TOLERANCE = 8e-5
 # BertModel's pooler is tested with the head that uses it.
 SKIP = {"bert": ("^pooler/",)}
