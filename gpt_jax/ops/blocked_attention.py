@@ -10,7 +10,8 @@ computed. All work is on transposed scores, [S, G Q]:
   of XLA:CPU's library, which leaves the weights and nothing else. The mask is added: the library
   has no `where`, and would take back the scores first.
 - The gradients of keys and values contract the last dim of what is computed already. The weights
-  themselves are kept for them, N T^2 / 2 numbers in each layer.
+  themselves are kept for them, N T^2 / 2 numbers in each layer; `chunked` is for rows that are too
+  long for that.
 - The sums of the weights are a row of their product with the values: [values, 1]^T weights.
 
 The weights are not divided by their sums, the outputs are, and the incoming gradient.
@@ -130,7 +131,7 @@ def _backward(softcap, precision, residuals, g_BTNH):
     B, T, K, H = k_BTKH.shape
     dot = functools.partial(products.batched_dot, precision=precision)
     g_BTNH = g_BTNH / sum_BTN[..., None]
-    # In each query's sum over keys of weights and their gradients.
+    # Of the weights' gradients, weighted by them: what a softmax takes from each.
     mean_BTN = (g_BTNH * out_BTNH).sum(-1)
     g_BNTH = _heads_first(g_BTNH.astype(precision.operands))
     k_BKHT, v_BKTH = _width_first(k_BTKH), _heads_first(v_BTKH)
