@@ -142,7 +142,11 @@ def draw(result: dict, path: Path) -> None:
         )
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if str(y)[0] in "25" else "")
+        low, high = axes.get_ylim()
+        labelled = "25" if high > 3 * low else "123456789"
+        axes.yaxis.set_minor_formatter(
+            lambda y, _, labelled=labelled: f"{y:g}" if str(y)[0] in labelled else ""
+        )
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         axes.set(xlabel=name, title=found["in_words"].replace("; ", "\n"))
         axes.title.set_size(7)
