@@ -71,6 +71,21 @@ def test_project(precision, x_shape, w_shape, num_contract, output_first):
     assert got[2].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize(
+    "shape, axes, split",
+    [((6, 4), (1, 0), 0), ((7, 4), (1, 0), 0), ((1, 4), (1, 0), 0), ((2, 6, 3, 5), (0, 2, 1, 3), 1)]
+    + [((2, 5, 3, 6), (0, 2, 3, 1), 3), ((2, 5, 3, 7), (3, 0, 2, 1), 2)],
+)
+def test_transposed(shape, axes, split, once):
+    (x,) = _random(6, shape)
+    function = products.transposed_once if once else products.transposed
+    written = jax.jit(functools.partial(function, axes=axes, split=split))
+    np.testing.assert_array_equal(written(x), np.transpose(x, axes))
+    x = x.at[(0,) * x.ndim].set(jnp.nan)  # what the conditional of transposed_once looks at
+    np.testing.assert_array_equal(written(x), np.transpose(x, axes))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("y_shape, b_shape", [((2, 64, 3, 8), (3, 8)), ((1, 3, 24), (24,))])
 def test_add_bias(precision, y_shape, b_shape):

@@ -62,9 +62,8 @@ def _bounds(T: int) -> list[tuple[int, int]]:
 
 
 def _heads_first(x_BTNH: Array) -> Array:
-    """[B, N, T, H] written out, in parts that are no block's queries and not all of its keys."""
-    stop = _bounds(x_BTNH.shape[1])[0][1]
-    return products.transposed(x_BTNH, (0, 2, 1, 3), 1, at=stop // 2)
+    """[B, N, T, H] written out."""
+    return products.transposed(x_BTNH, (0, 2, 1, 3), 1)
 
 
 def _width_first(x_BTNH: Array) -> Array:
