@@ -1,6 +1,7 @@
 """Products, attention and cross-entropy against plain f32 references, gradients included."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,39 @@ def test_transposed(shape, axes, split, once):
     np.testing.assert_array_equal(written(x), np.transpose(x, axes))
     x = x.at[(0,) * x.ndim].set(jnp.nan)  # what the conditional of transposed_once looks at
     np.testing.assert_array_equal(written(x), np.transpose(x, axes))
+
+
+def _attend(q, k, v):
+    segment_ids = jnp.ones(q.shape[:2], jnp.int32)
+    return attention.attention(
+        q, k, v, segment_ids_BT=segment_ids, precision=BF16, implementation="blocked"
+    )
+
+
+@pytest.mark.parametrize(
+    "fn, shapes, num_products",
+    [
+        (functools.partial(products.project, precision=BF16), [(2, 64, 24), (24, 40)], 3),
+        (functools.partial(products.project, precision=BF16), [(2, 64, 40), (40, 24)], 3),
+        (_attend, [(1, 256, 2, 16)] * 3, 12),  # two blocks
+        (_attend, [(1, 255, 2, 16)] * 3, 12),  # no two halves
+    ],
+    ids=["up", "down", "attention", "attention of an odd row"],
+)
+def test_products_stay_in_bf16(fn, shapes, num_products):
+    # XLA:CPU says nothing where it casts the operands of a product up to f32, which is slow.
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    g = jax.eval_shape(fn, *arrays)
+
+    def value_and_grads(g, *arrays):
+        out, pull = jax.vjp(fn, *arrays)
+        return out, *pull(g)
+
+    text = jax.jit(value_and_grads).lower(g, *arrays).compile().as_text()
+    dtypes = dict(re.findall(r"([\w.-]+)(?: =|:) (\w+)\[", text))
+    found = [re.findall(r"([\w.-]+)(?:,|$)", x) for x in re.findall(r" dot\(([^)]*)\)", text)]
+    assert len(found) == num_products
+    assert {dtypes[name] for operands in found for name in operands} == {"bf16"}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -111,8 +111,9 @@ def transposed(x: Array, axes: tuple[int, ...], split: int) -> Array:
     """
     size = x.shape[split]
     if size % 2:
-        low = lax.slice_in_dim(x, 0, size // 2, axis=split)
-        high = lax.slice_in_dim(x, size // 2, None, axis=split)
+        # What reads exactly one of the parts reads a plain transpose: none does if one has size 1.
+        low = lax.slice_in_dim(x, 0, 1, axis=split)
+        high = lax.slice_in_dim(x, 1, None, axis=split)
         return jnp.concatenate([low.transpose(axes), high.transpose(axes)], axis=axes.index(split))
     halves = x.reshape(*x.shape[:split], 2, size // 2, *x.shape[split + 1 :])
     order = [axis + (axis > split) for axis in axes]
