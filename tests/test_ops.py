@@ -53,6 +53,9 @@ def _assert_close(got, wanted, tolerance):
         ((2, 64, 2, 8), (2, 8, 24), 2, False),  # out
         ((2, 64, 24), (65, 24), 1, True),  # a tied head
         ((2, 64, 24), (7, 24), 1, True),
+        ((2, 1024, 24), (24, 40), 1, False),  # rows of zeros are added
+        ((2, 1024, 2, 8), (2, 8, 24), 2, False),
+        ((2, 1024, 24), (7, 24), 1, True),
         ((1, 3, 24), (24, 40), 1, False),  # few rows
         ((1, 1, 1), (1, 1), 1, False),
     ],
@@ -120,8 +123,30 @@ def test_products_stay_in_bf16(fn, shapes, num_products):
     assert {dtypes[name] for operands in found for name in operands} == {"bf16"}
 
 
+@pytest.mark.parametrize("rows", [1984, 2048, 4096])
+def test_no_product_contracts_a_multiple_of_2048_rows(rows):
+    # x^T of so many tokens has rows in one set of the cache, which is slow.
+    def value_and_grads(g, x, w, b):
+        def affine(x, w, b):
+            return products.add_bias(products.project(x, w, BF16), b, BF16)
+
+        out, pull = jax.vjp(affine, x, w, b)
+        return out, *pull(g)
+
+    shapes = [(2, rows // 2, 40), (2, rows // 2, 24), (24, 40), (40,)]
+    text = jax.jit(value_and_grads).lower(*_random(3, *shapes)).compile().as_text()
+    by_rows = [int(n) for n in re.findall(r"= f32\[(\d+),\d+\]\S* dot\(", text)]
+    if rows % 2048 == 0:
+        rows += 16
+    # The forward product and the gradient of x, of rows; those of w and b, over them.
+    assert sorted(by_rows) == [8, 24, rows, rows]
+    assert f"bf16[24,{rows}]" in text and f"bf16[8,{rows}]" in text
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("y_shape, b_shape", [((2, 64, 3, 8), (3, 8)), ((1, 3, 24), (24,))])
+@pytest.mark.parametrize(
+    "y_shape, b_shape", [((2, 64, 3, 8), (3, 8)), ((1, 3, 24), (24,)), ((2, 1024, 24), (24,))]
+)
 def test_add_bias(precision, y_shape, b_shape):
     precision, tolerance = PRECISIONS[precision]
     y, b = _random(7, y_shape, b_shape)

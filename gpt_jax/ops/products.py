@@ -59,6 +59,11 @@ _ROWS_OF_ONES = 8
 # Below so many rows a product is too small for the transposes to pay, and by_sums holds.
 _FEW_ROWS = 64
 
+# A weight's gradient contracts x^T, whose rows then are so many bytes apart that all fall into one
+# set of the cache if the number of tokens is a multiple of _ONE_SET; _PADDING more and they do not.
+_ONE_SET = 2048
+_PADDING = 16
+
 
 def precision(dtype: str, platform: str) -> Precision:
     """The table's entry for a compute dtype ("float32", "bfloat16") on a platform of JAX."""
@@ -213,16 +218,47 @@ def _dims(w: Array, num_contract: int, output_first: bool):
     return tuple(range(num_contract)), tuple(range(num_contract, w.ndim))
 
 
+def _is_padded(num_rows: int, precision: Precision) -> bool:
+    """Whether rows of zeros are added to activations on their way into products."""
+    one_device = jax.sharding.get_abstract_mesh().size <= 1  # others would exchange rows
+    return precision.row_major and num_rows % _ONE_SET == 0 and one_device
+
+
+def _padded(x: Array, num_lead: int, precision: Precision) -> Array:
+    """x as [rows, ...] in `operands`, with rows of zeros behind.
+
+    All that reads x has to read this one, or XLA computes it twice.
+    """
+    rows = x.reshape(-1, *x.shape[num_lead:]).astype(precision.operands)
+    # XLA writes a concatenation part by part, but a padding, which it makes of one with a constant,
+    # number by number.
+    zeros = lax.optimization_barrier(jnp.zeros((_PADDING, *rows.shape[1:]), rows.dtype))
+    return jnp.concatenate([rows, zeros])
+
+
 def _project_fwd(x, w, precision, num_contract, output_first):
-    return _project(x, w, precision, num_contract, output_first), (x, w)
+    num_lead = x.ndim - num_contract
+    lead = x.shape[:num_lead]
+    # Not of a head: to cut off rows of the logits would copy them.
+    if output_first or not _is_padded(math.prod(lead), precision):
+        return _project(x, w, precision, num_contract, output_first), (x, w)
+    y = _project(_padded(x, num_lead, precision), w, precision, num_contract, output_first)
+    return y[:-_PADDING].reshape(*lead, *y.shape[1:]), (x, w)
 
 
 def _project_bwd(precision, num_contract, output_first, residuals, g):
     x, w = residuals
+    x_shape, x_dtype = x.shape, x.dtype
+    num_lead = x.ndim - num_contract
+    is_padded = _is_padded(math.prod(x_shape[:num_lead]), precision)
+    if is_padded:
+        x, g = (_padded(array, num_lead, precision) for array in (x, g))
+        num_lead = 1
     _, free = _dims(w, num_contract, output_first)
     dims_g = tuple(range(g.ndim - len(free), g.ndim))
-    dx = _dot(g, w, (dims_g, free), ((), ()), precision.operands, x.dtype)
-    num_lead = x.ndim - num_contract
+    dx = _dot(g, w, (dims_g, free), ((), ()), precision.operands, x_dtype)
+    if is_padded:
+        dx = dx[:-_PADDING].reshape(x_shape)
     first, second = (g, x) if output_first else (x, g)
     dw = _contract_leading(first, second, num_lead, precision)
     return dx, dw.astype(w.dtype)
@@ -273,8 +309,10 @@ def _add_bias_bwd(precision, b, g):
     if not precision.row_major or num_rows < _FEW_ROWS:
         return g, g.astype(b.dtype).sum(tuple(range(num_lead)))
     dtype = precision.weight_gradient
-    ones = jnp.ones((_ROWS_OF_ONES, num_rows), dtype)
-    sums = _dot(ones, g.reshape(num_rows, -1), ((1,), (0,)), ((), ()), dtype, "float32")
+    rows = _padded(g, num_lead, precision) if _is_padded(num_rows, precision) else g
+    rows = rows.reshape(-1, b.size)
+    ones = jnp.ones((_ROWS_OF_ONES, len(rows)), dtype)
+    sums = _dot(ones, rows, ((1,), (0,)), ((), ()), dtype, "float32")
     return g, sums[0].reshape(b.shape)
 
 
