@@ -239,8 +239,9 @@ def _padded(x: Array, num_lead: int, precision: Precision) -> Array:
 def _project_fwd(x, w, precision, num_contract, output_first):
     num_lead = x.ndim - num_contract
     lead = x.shape[:num_lead]
-    # Not of a head: to cut off rows of the logits would copy them.
-    if output_first or not _is_padded(math.prod(lead), precision):
+    K = math.prod(x.shape[num_lead:])
+    is_head = w.size > 8 * K * K  # to cut off rows of the logits would copy them
+    if is_head or not _is_padded(math.prod(lead), precision):
         return _project(x, w, precision, num_contract, output_first), (x, w)
     y = _project(_padded(x, num_lead, precision), w, precision, num_contract, output_first)
     return y[:-_PADDING].reshape(*lead, *y.shape[1:]), (x, w)
