@@ -218,51 +218,45 @@ def _dims(w: Array, num_contract: int, output_first: bool):
     return tuple(range(num_contract)), tuple(range(num_contract, w.ndim))
 
 
-def _is_padded(num_rows: int, precision: Precision) -> bool:
-    """Whether rows of zeros are added to activations on their way into products."""
-    one_device = jax.sharding.get_abstract_mesh().size <= 1  # others would exchange rows
-    return precision.row_major and num_rows % _ONE_SET == 0 and one_device
-
-
 def _padded(x: Array, num_lead: int, precision: Precision) -> Array:
-    """x as [rows, ...] in `operands`, with rows of zeros behind.
+    """x as [rows, ...] in `operands` with rows of zeros behind, or x if its rows are no _ONE_SET.
 
     All that reads x has to read this one, or XLA computes it twice.
     """
-    rows = x.reshape(-1, *x.shape[num_lead:]).astype(precision.operands)
+    num_rows = math.prod(x.shape[:num_lead])
+    several_devices = jax.sharding.get_abstract_mesh().size > 1  # they would exchange rows
+    if not precision.row_major or num_rows % _ONE_SET or several_devices:
+        return x
+    rows = x.reshape(num_rows, *x.shape[num_lead:]).astype(precision.operands)
     # XLA writes a concatenation part by part, but a padding, which it makes of one with a constant,
     # number by number.
     zeros = lax.optimization_barrier(jnp.zeros((_PADDING, *rows.shape[1:]), rows.dtype))
     return jnp.concatenate([rows, zeros])
 
 
+def _cut(y: Array, shape: tuple[int, ...]) -> Array:
+    """y of padded rows without the padding; as it is if nothing was padded."""
+    return y if y.shape == shape else y[:-_PADDING].reshape(shape)
+
+
 def _project_fwd(x, w, precision, num_contract, output_first):
     num_lead = x.ndim - num_contract
-    lead = x.shape[:num_lead]
     K = math.prod(x.shape[num_lead:])
-    is_head = w.size > 8 * K * K  # to cut off rows of the logits would copy them
-    if is_head or not _is_padded(math.prod(lead), precision):
-        return _project(x, w, precision, num_contract, output_first), (x, w)
-    y = _project(_padded(x, num_lead, precision), w, precision, num_contract, output_first)
-    return y[:-_PADDING].reshape(*lead, *y.shape[1:]), (x, w)
+    is_head = w.size // K > 8 * K  # to cut off rows of the logits would copy them
+    rows = x if is_head else _padded(x, num_lead, precision)
+    y = _project(rows, w, precision, num_contract, output_first)
+    return _cut(y, x.shape[:num_lead] + y.shape[rows.ndim - num_contract :]), (x, w)
 
 
 def _project_bwd(precision, num_contract, output_first, residuals, g):
     x, w = residuals
-    x_shape, x_dtype = x.shape, x.dtype
-    num_lead = x.ndim - num_contract
-    is_padded = _is_padded(math.prod(x_shape[:num_lead]), precision)
-    if is_padded:
-        x, g = (_padded(array, num_lead, precision) for array in (x, g))
-        num_lead = 1
+    x_rows, g_rows = (_padded(array, x.ndim - num_contract, precision) for array in (x, g))
     _, free = _dims(w, num_contract, output_first)
-    dims_g = tuple(range(g.ndim - len(free), g.ndim))
-    dx = _dot(g, w, (dims_g, free), ((), ()), precision.operands, x_dtype)
-    if is_padded:
-        dx = dx[:-_PADDING].reshape(x_shape)
-    first, second = (g, x) if output_first else (x, g)
-    dw = _contract_leading(first, second, num_lead, precision)
-    return dx, dw.astype(w.dtype)
+    dims_g = tuple(range(g_rows.ndim - len(free), g_rows.ndim))
+    dx = _dot(g_rows, w, (dims_g, free), ((), ()), precision.operands, x.dtype)
+    first, second = (g_rows, x_rows) if output_first else (x_rows, g_rows)
+    dw = _contract_leading(first, second, x_rows.ndim - num_contract, precision)
+    return _cut(dx, x.shape), dw.astype(w.dtype)
 
 
 def _contract_leading(x: Array, g: Array, num_lead: int, precision: Precision) -> Array:
@@ -310,8 +304,7 @@ def _add_bias_bwd(precision, b, g):
     if not precision.row_major or num_rows < _FEW_ROWS:
         return g, g.astype(b.dtype).sum(tuple(range(num_lead)))
     dtype = precision.weight_gradient
-    rows = _padded(g, num_lead, precision) if _is_padded(num_rows, precision) else g
-    rows = rows.reshape(-1, b.size)
+    rows = _padded(g, num_lead, precision).reshape(-1, b.size)
     ones = jnp.ones((_ROWS_OF_ONES, len(rows)), dtype)
     sums = _dot(ones, rows, ((1,), (0,)), ((), ()), dtype, "float32")
     return g, sums[0].reshape(b.shape)
