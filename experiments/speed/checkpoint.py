@@ -94,9 +94,9 @@ def main() -> None:
     if args.debug:
         shapes = {"debug": Shape(L=1, D=32, N=1, T=16, B=1, V=65)}
 
-    from gpt_jax.parallel.host_memory import keep_freed_memory
+    from gpt_jax.parallel.startup import keep_memory
 
-    keep_freed_memory()
+    keep_memory()
     result = {"machine": machine("jax", "jaxlib", "orbax-checkpoint", "numpy"), "rows": {}}
     print(
         "shape             MB   held s  complete s  numpy s  held/numpy  complete MB/s  numpy MB/s"

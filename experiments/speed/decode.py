@@ -40,9 +40,9 @@ def work(who: str, folder: str) -> None:
     # Read by both libraries when they make their threads.
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     if who == "ours":
-        from gpt_jax.parallel.host_memory import keep_freed_memory
+        from gpt_jax.parallel.startup import keep_memory
 
-        keep_freed_memory()
+        keep_memory()
     made = {}
 
     def library(key: tuple[str, str]):

@@ -23,7 +23,7 @@ def one_run(keep: bool, steps: int) -> dict:
     from gpt_jax.parallel import startup
 
     if not keep:
-        startup.keep_freed_memory = lambda: False
+        startup.keep_memory = lambda: None
     with tempfile.TemporaryDirectory() as folder:
         workdir = os.path.join(folder, "run")
         words = ["train", "--config=configs/quickstart.py", f"--workdir={workdir}"]

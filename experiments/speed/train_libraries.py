@@ -192,7 +192,7 @@ class _Answers:
 
 if __name__ == "__main__":
     if sys.argv[1] == "ours" and "--freed" not in sys.argv:
-        from gpt_jax.parallel.host_memory import keep_freed_memory
+        from gpt_jax.parallel.startup import keep_memory
 
-        keep_freed_memory()
+        keep_memory()
     answer_jobs(_Answers({"ours": Ours, "peer": Peer}[sys.argv[1]]))

@@ -67,11 +67,11 @@ def _be(
     folder: str,
     environment: Mapping[str, str],
 ) -> None:
-    keep_freed_memory()  # which must come before the first thread
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    keep_freed_memory()  # by the environment, and before the first thread
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    os.chdir(folder)
     if cores:
         os.sched_setaffinity(0, cores)  # XLA then makes as many threads
     if log is not None:

@@ -6,6 +6,8 @@ docs/speed.md has what that costs.
 """
 
 import ctypes
+import os
+import re
 import sys
 
 # Names and numbers of glibc's malloc.h.
@@ -15,17 +17,28 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def keep_freed_memory() -> bool:
     """Lets the process keep what it frees; True if the C library can (glibc).
 
-    To be called before the first computation. The process then holds its peak until it ends.
+    To be called before the first computation and the first thread. The process then holds its peak
+    until it ends. With one device this keeps the blocks of the first thread, however large, and
+    those of others up to 64 MiB, which is what their arenas hold.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # musl
         return False
-    settings = (
-        (_M_ARENA_MAX, 1),  # other arenas are small mappings that large blocks do not fit in
+    settings = [
         (_M_MMAP_MAX, 0),  # no mapping of its own for a large block: it would be unmapped at free
         (_M_TRIM_THRESHOLD, -1),  # the largest size: the heap never shrinks
         (_M_TOP_PAD, 1 << 28),
-    )
+    ]
+    # In one arena threads wait for each other, and search what compiling left behind. But threads
+    # of their own compute for several devices, and their large blocks fit in no other.
+    if _num_devices() > 1:
+        settings.append((_M_ARENA_MAX, 1))
     return all([mallopt(name, value) == 1 for name, value in settings])
+
+
+def _num_devices() -> int:
+    """How many devices XLA:CPU is asked to be."""
+    flag = re.search(r"host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return max(int(flag[1]) if flag else 1, int(os.environ.get("JAX_NUM_CPU_DEVICES") or 1))

@@ -8,14 +8,23 @@ from gpt_jax.parallel.cache_folder import cache_dir, keep_libraries_files
 from gpt_jax.parallel.host_memory import keep_freed_memory
 
 
+def keep_memory() -> None:
+    """Before the first computation: what a step on CPU frees, the next one gets.
+
+    On an accelerator's host it only keeps what is loaded.
+    """
+    keep_freed_memory()
+    # So a program of one device is computed, and its buffers are taken, by the thread that calls
+    # it: that is the first one, the only one of which large blocks are kept.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
 def start() -> None:
     """Before the first computation: memory is kept, compiled programs are cached.
 
     A second start compiles nothing.
     """
-    # Before JAX makes its first thread: threads bring arenas of their own, which stay. So it cannot
-    # wait until the platform is known; on an accelerator's host it only keeps what is loaded.
-    keep_freed_memory()
+    keep_memory()
     keep_libraries_files()
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

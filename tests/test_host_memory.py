@@ -1,0 +1,45 @@
+"""What a process does with memory that XLA:CPU frees."""
+
+import subprocess
+import sys
+
+import pytest
+
+# A program that makes an array of 96 MiB a device, more than an arena of a thread's own holds, and
+# lets it go. The first calls take it from the kernel.
+_FAULTS = """
+import resource
+from gpt_jax.parallel.startup import keep_memory
+keep_memory()
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+mesh = jax.make_mesh((jax.device_count(),), ("data",))
+rows = jax.device_put(jnp.ones(4096 * jax.device_count()), NamedSharding(mesh, P("data")))
+columns = jax.device_put(jnp.ones(6144), NamedSharding(mesh, P()))
+outer = jax.jit(jnp.outer)
+
+def calls():
+    for _ in range(4):
+        outer(rows, columns).block_until_ready()
+
+calls()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+calls()
+print(jax.device_count(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_what_a_step_frees_the_next_one_gets(num_devices, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(num_devices))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _FAULTS], stdout=subprocess.PIPE, text=True, check=True
+    )
+    devices, faults = map(int, done.stdout.split())
+    assert devices == num_devices
+    assert faults < 10_000  # given back, the arrays alone are 98,304 pages for each device
