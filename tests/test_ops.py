@@ -145,9 +145,12 @@ def test_no_product_contracts_a_multiple_of_2048_rows(rows, num_out, of_rows, ov
     shapes = [(*x_shape[:2], num_out), x_shape, (24, num_out), (num_out,)]
     text = jax.jit(value_and_grads).lower(*_random(3, *shapes)).compile().as_text()
     by_rows = [int(n) for n in re.findall(r"= f32\[(\d+),\d+\]\S* dot\(", text)]
-    # The gradients of b and w, over rows; the forward product and the gradient of x, of rows.
-    assert sorted(by_rows) == [8, 24, *of_rows]
-    assert f"bf16[24,{over_rows}]" in text and f"bf16[8,{over_rows}]" in text
+    # The gradient of w, over rows; the forward product and the gradient of x, of rows.
+    assert sorted(by_rows) == [24, *of_rows]
+    assert f"bf16[24,{over_rows}]" in text
+    # x and g are padded once, and summed with the rows of zeros.
+    assert len(re.findall(r" concatenate\(", text)) == (2 if over_rows > rows else 0)
+    assert len(re.findall(r" reduce\(", text)) == 1
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -161,20 +164,42 @@ def test_add_bias(precision, y_shape, b_shape):
     _assert_close(got, _value_and_grads(jnp.add, y, b), tolerance)
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_layer_norm(with_bias):
-    x, scale, bias = _random(8, (2, 5, 12), (12,), (12,))
-    bias = (bias,) if with_bias else ()
+def _layer_norm(x, scale, bias=0.0):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5) * scale + bias
 
-    def reference(x, scale, bias=0.0):
-        centred = x - x.mean(-1, keepdims=True)
-        return centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5) * scale + bias
 
-    def ours(x, scale, bias=None):
-        return normalization.layer_norm(x, scale, bias, 1e-5)
+def _rms_norm(x, scale):
+    return x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * scale
 
-    arrays = (3 + x, scale, *bias)
+
+NORMS = {
+    "layer": (lambda *arrays: normalization.layer_norm(*arrays, 1e-5), _layer_norm, 3),
+    "layer, no bias": (lambda *two: normalization.layer_norm(*two, None, 1e-5), _layer_norm, 2),
+    "rms": (lambda *arrays: normalization.rms_norm(*arrays, 1e-5), _rms_norm, 2),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dims", [(2, 5), (3, 2, 7), ()])
+def test_norms(norm, dims):
+    ours, reference, num_arrays = NORMS[norm]
+    x, *others = _random(8, (*dims, 12), (12,), (12,))
+    arrays = (3 + x, *others[: num_arrays - 1])
     _assert_close(_value_and_grads(ours, *arrays), _value_and_grads(reference, *arrays), 1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_leave_no_sum_to_the_library(norm):
+    ours, _, num_arrays = NORMS[norm]
+    g, *arrays = _random(8, *[(4, 256, 48)] * 2, *[(48,)] * (num_arrays - 1))
+
+    def value_and_grads(g, *arrays):
+        out, pull = jax.vjp(ours, *arrays)
+        return out, *pull(g)
+
+    text = jax.jit(value_and_grads).lower(g, *arrays).compile().as_text()
+    assert text.count(" dot(") >= 2 * num_arrays - 1 and " reduce(" not in text
 
 
 def _reference_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS):

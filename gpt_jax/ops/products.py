@@ -53,9 +53,6 @@ _PRECISIONS = {
 }
 
 
-# XLA:CPU multiplies no single row in bf16; 8 take as long as it does, 32 longer.
-_ROWS_OF_ONES = 8
-
 # Below so many rows a product is too small for the transposes to pay, and by_sums holds.
 _FEW_ROWS = 64
 
@@ -288,8 +285,8 @@ _project.defvjp(_project_fwd, _project_bwd)
 def add_bias(y: Array, b: Array, precision: Precision) -> Array:
     """y + b for f32 b, whose dims are the last ones of y.
 
-    The gradient of b, a sum over rows, is a product with ones where that is fast: it reads the
-    gradient as it is cast for the product behind y, so that none of it need be written in f32.
+    The gradient of b is a sum over the rows of y's as it is cast for the product behind y, where
+    that is fast: so none of it need be written in f32.
     """
     return y + b.astype(y.dtype)
 
@@ -303,11 +300,10 @@ def _add_bias_bwd(precision, b, g):
     num_rows = math.prod(g.shape[:num_lead])
     if not precision.row_major or num_rows < _FEW_ROWS:
         return g, g.astype(b.dtype).sum(tuple(range(num_lead)))
-    dtype = precision.weight_gradient
     rows = _padded(g, num_lead, precision).reshape(-1, b.size)
-    ones = jnp.ones((_ROWS_OF_ONES, len(rows)), dtype)
-    sums = _dot(ones, rows, ((1,), (0,)), ((), ()), dtype, "float32")
-    return g, sums[0].reshape(b.shape)
+    # Or XLA would sum what is cast, and what is padded, each by itself.
+    rows = lax.optimization_barrier(rows.astype(precision.weight_gradient))
+    return g, rows.astype(jnp.float32).sum(0).reshape(b.shape)
 
 
 add_bias.defvjp(_add_bias_fwd, _add_bias_bwd)
