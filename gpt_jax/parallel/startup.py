@@ -15,7 +15,7 @@ def keep_memory() -> None:
     """
     keep_freed_memory()
     # So a program of one device is computed, and its buffers are taken, by the thread that calls
-    # it: that is the first one, the only one of which large blocks are kept.
+    # it. Training calls from the first one, the only one of which large blocks are kept.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
