@@ -301,9 +301,10 @@ def test_attention_with_a_mask(implementation):
     _assert_close([got], [_reference_attention(q, k, v, mask_BTS)], 2e-5)
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-def test_cross_entropy(z_loss):
-    (logits_BTV,) = _random(4, (2, 5, 11))
+# A vocabulary of one part, of two, and one that cannot be parted.
+@pytest.mark.parametrize(("z_loss", "V"), [(0.0, 11), (1e-2, 11), (1e-2, 40002), (1e-2, 40009)])
+def test_cross_entropy(z_loss, V):
+    (logits_BTV,) = _random(4, (2, 5, V))
     targets_BT = jnp.arange(10).reshape(2, 5)
 
     def reference(logits):
@@ -314,3 +315,12 @@ def test_cross_entropy(z_loss):
 
     got = _value_and_grads(lambda x: sum(cross_entropy(x, targets_BT, z_loss)), logits_BTV)
     _assert_close(got, _value_and_grads(reference, logits_BTV), 1e-5)
+
+
+@pytest.mark.parametrize(("V", "part"), [(32768, 32768), (50257, 1733), (50304, 25152)])
+def test_a_large_vocabulary_is_summed_in_parts(V, part):
+    """Which XLA:CPU shares between the cores."""
+    shapes = jax.ShapeDtypeStruct((1, 2, V), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    text = jax.jit(lambda x, targets: cross_entropy(x, targets)[0]).lower(*shapes).as_text()
+    sums = re.findall(r"reduce\(.*?applies stablehlo.add.*?\(tensor<([\dx]+)xf32>", text)
+    assert max(int(shape.split("x")[-1]) for shape in sums) == part

@@ -16,6 +16,7 @@ from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.evals.record_batches import record_batches
 from gpt_jax.models.config import TransformerConfig
 from gpt_jax.models.transformer import Transformer, forward
+from gpt_jax.ops.losses import cross_entropy
 from gpt_jax.parallel import sharding
 from gpt_jax.tasks.contract import Formatted
 from gpt_jax.tasks.encode import continuation_record, seq2seq_record, start_id
@@ -131,7 +132,7 @@ def _score(params: Tree, batch: dict, *, model: Transformer) -> tuple[Array, Arr
     logits_BTV = forward(model, params, batch)
     targets_BT, mask_BT = batch["targets"], batch["loss_mask"]
     chosen_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    logprob_BT = chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
+    logprob_BT = -cross_entropy(logits_BTV, targets_BT)[0]
     greedy_BT = chosen_BT >= logits_BTV.max(axis=-1)
     return (logprob_BT * mask_BT).sum(1), jnp.all(greedy_BT | (mask_BT == 0), axis=1)
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.convert.open_model import OpenModel
@@ -17,6 +16,7 @@ from gpt_jax.data.examples import Record
 from gpt_jax.evals.likelihood import encode_pair
 from gpt_jax.evals.record_batches import record_batches
 from gpt_jax.models.transformer import Transformer, forward
+from gpt_jax.ops.losses import cross_entropy
 from gpt_jax.tasks.encode import continuation_record, seq2seq_record, start_id
 from gpt_jax.types import Array, Tree
 
@@ -126,5 +126,4 @@ def _record(opened: OpenModel, text: str, context: str | None) -> tuple[Record, 
 def _logprobs(params: Tree, batch: dict, *, model: Transformer) -> Array:
     """Of the targets, f32[B, T]."""
     logits_BTV = forward(model, params, batch)
-    chosen_BT = jnp.take_along_axis(logits_BTV, batch["targets"][..., None], axis=-1)[..., 0]
-    return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
+    return -cross_entropy(logits_BTV, batch["targets"])[0]

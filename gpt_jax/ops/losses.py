@@ -4,8 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from gpt_jax.types import Array
+
+# A reduction over more numbers than this XLA:CPU leaves to one core.
+_MOST_FOR_ALL_CORES = 32768
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -20,10 +24,24 @@ def cross_entropy(logits_BTV: Array, targets_BT: Array, z_loss: float = 0.0) -> 
 
 def _cross_entropy_fwd(logits_BTV, targets_BT, z_loss):
     logits = logits_BTV.astype(jnp.float32)
-    lse_BT = jax.nn.logsumexp(logits, axis=-1)
+    lse_BT = _logsumexp(logits)
     target_BT = jnp.take_along_axis(logits, targets_BT[..., None], axis=-1)[..., 0]
     losses = lse_BT - target_BT, z_loss * jnp.square(lse_BT)
     return losses, (logits_BTV, targets_BT, lse_BT)
+
+
+def _logsumexp(logits_BTV: Array) -> Array:
+    """jax.nn.logsumexp over the vocabulary, f32[B, T]; on CPU in parts where it is large."""
+    *lead, V = logits_BTV.shape
+    least = -(-V // _MOST_FOR_ALL_CORES)
+    # GPT-2's 50,257 is 29 parts; with a prime factor too large for 64 it stays in one.
+    parts = next((n for n in range(least, least + 64) if V % n == 0), 1)
+    whole = functools.partial(jax.nn.logsumexp, axis=-1)
+    if parts == 1 or jax.sharding.get_abstract_mesh().size > 1:  # devices may share the vocabulary
+        return whole(logits_BTV)
+    return lax.platform_dependent(
+        logits_BTV, cpu=lambda x: whole(whole(x.reshape(*lead, parts, -1))), default=whole
+    )
 
 
 def _cross_entropy_bwd(z_loss, residuals, cotangents):
