@@ -91,14 +91,11 @@ def peak_memory() -> int:
 
 def machine(*packages: str) -> dict[str, Any]:
     """What a result depends on beside the code; other work shows as load."""
-    cpu = platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        cpu = next(names, cpu)
+    from gpt_jax.parallel.peaks import processor
+
     return {
         "date": datetime.date.today().isoformat(),
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),

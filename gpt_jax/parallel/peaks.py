@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import re
+import sys
 import time
 from typing import Any
 
@@ -177,20 +178,27 @@ def measured(dtype: str) -> tuple[float, int]:
     return max(rates), rates[max(rates)]
 
 
-def _machine(dtype: str) -> str:
-    """A name of what a measurement depends on: processor, cores allowed, jaxlib, dtype."""
-    model = platform.processor()
-    allowed = os.cpu_count()
-    quota = ""
+def processor() -> str:
+    """The processor's name; on Linux with family and model, for clouds call unlike ones alike."""
+    told = {}
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
-            lines = [line for line in file if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
-        allowed = len(os.sched_getaffinity(0))
+            for line in file:
+                name, _, value = line.partition(":")
+                told.setdefault(name.strip(), value.strip())
+    name = told.get("model name") or platform.processor()
+    numbers = (f", {key} {told[key]}" for key in ("cpu family", "model") if key in told)
+    return name + "".join(numbers)
+
+
+def _machine(dtype: str) -> str:
+    """A name of what a measurement depends on: processor, cores allowed, jaxlib, dtype."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    quota = ""
     if os.path.exists("/sys/fs/cgroup/cpu.max"):
         with open("/sys/fs/cgroup/cpu.max") as file:
             quota = file.read().strip()
-    facts = f"{model}|{platform.machine()}|{allowed}|{quota}|{jax.lib.__version__}|{dtype}"
+    facts = f"{processor()}|{platform.machine()}|{allowed}|{quota}|{jax.lib.__version__}|{dtype}"
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
