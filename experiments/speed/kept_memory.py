@@ -15,6 +15,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+
+from measuring import ROOT, alternating, arguments, machine, peak_memory, write
 
 
 def one_run(keep: bool, steps: int) -> dict:
@@ -25,16 +28,19 @@ def one_run(keep: bool, steps: int) -> dict:
     if not keep:
         startup.keep_memory = lambda: None
     with tempfile.TemporaryDirectory() as folder:
-        workdir = os.path.join(folder, "run")
-        words = ["train", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+        workdir = Path(folder) / "run"
+        words = ["train", f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--workdir={workdir}"]
         words += [f"--config.train.{name}" for name in (
             f"duration={steps}", "eval_every=100%", "checkpoint_every=100%", "eval_batches=1",
             "sample_prompts=()", "tensorboard=false",
         )]  # fmt: skip
-        with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
-            main(words)
-        with open(os.path.join(workdir, "metrics.jsonl")) as file:
-            rows = [json.loads(line) for line in file]
+        with contextlib.redirect_stdout(sys.stderr):
+            try:
+                main(words)
+            except SystemExit as end:  # of every command
+                if end.code:
+                    raise
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rates = [row["perf/tokens_per_sec"] for row in rows if "perf/tokens_per_sec" in row]
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
@@ -42,29 +48,33 @@ def one_run(keep: bool, steps: int) -> dict:
         "page faults": usage.ru_minflt,
         "user s": round(usage.ru_utime, 1),
         "system s": round(usage.ru_stime, 1),
-        "peak MiB": usage.ru_maxrss // 1024,
+        "peak MiB": peak_memory() // 2**20,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = arguments(__doc__, "kept_memory", rounds=2)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--worker", choices=("kept", "freed"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        print(json.dumps(one_run(arguments.worker == "kept", arguments.steps)))
+    args = parser.parse_args()
+    steps = 6 if args.debug else args.steps
+    if args.worker:
+        print(json.dumps(one_run(args.worker == "kept", steps)))
         return
-    rates = {"freed": [], "kept": []}
-    for _ in range(arguments.rounds):
-        for kind, measured in rates.items():
-            words = [sys.executable, __file__, f"--worker={kind}", f"--steps={arguments.steps}"]
-            done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-            result = json.loads(done.stdout)
-            measured.append(result["tokens/s"])
-            print(f"{kind:6}", "  ".join(f"{name} {value:,}" for name, value in result.items()))
-    ratio = statistics.median(rates["kept"]) / statistics.median(rates["freed"])
+
+    def run(kind: str) -> list[dict]:
+        words = [sys.executable, __file__, f"--worker={kind}", f"--steps={steps}"]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        result = json.loads(done.stdout)
+        print(f"{kind:6}", "  ".join(f"{name} {value:,}" for name, value in result.items()))
+        return [result]
+
+    runs = alternating(("freed", "kept"), run, args.rounds)
+    rates = {kind: statistics.median(x["tokens/s"] for x in of) for kind, of in runs.items()}
+    ratio = rates["kept"] / rates["freed"]
     print(f"kept / freed: {ratio:.2f} times the tokens a second")
+    write(args.out, {"machine": machine("jax", "jaxlib"), "ratio": ratio, "runs": runs})
 
 
 if __name__ == "__main__":

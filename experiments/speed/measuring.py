@@ -60,10 +60,10 @@ def answer_jobs(answer: Callable[[dict], Any]) -> None:
 
 
 def alternating(
-    cases: Iterable[Hashable], run: Callable[[Any], Iterable[float]], rounds: int
-) -> dict[Any, list[float]]:
+    cases: Iterable[Hashable], run: Callable[[Any], Iterable[Any]], rounds: int
+) -> dict[Any, list[Any]]:
     """Figures of each case. All cases are run by turns, so that other load meets them alike."""
-    figures: dict[Any, list[float]] = {case: [] for case in cases}
+    figures: dict[Any, list[Any]] = {case: [] for case in cases}
     for _ in range(rounds):
         for case, values in figures.items():
             values += run(case)
