@@ -6,8 +6,9 @@ under torch.autocast. As a worker:
 
     python train_libraries.py ours|peer [--freed]
 
-answers {"do": "steps", "shape", "dtype", "compiled", "steps"}, "roof", "memory" and "forget". Ours
-keeps freed memory, as `gpt-jax train` does, unless it is told --freed.
+answers {"do": "steps", "shape", "dtype", "compiled", "steps", "seconds"} (so many at least, and for
+so long at least), "roof", "memory" and "forget". Ours keeps freed memory, as `gpt-jax train` does,
+unless it is told --freed.
 """
 
 import dataclasses
@@ -177,7 +178,7 @@ class _Answers:
             for _ in range(job.get("warmup", WARMUP_STEPS)):
                 model.step(dtype, compiled)
         seconds, processor = [], []
-        for _ in range(job["steps"]):
+        while len(seconds) < job["steps"] or sum(seconds) < job.get("seconds", 0.0):
             start, start_cpu = time.perf_counter(), time.process_time()
             model.step(dtype, compiled)
             seconds.append(time.perf_counter() - start)

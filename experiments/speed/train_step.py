@@ -5,7 +5,8 @@
 
 Both train the GPT-2 architecture (train_libraries.py). Each library lives in a process of its own;
 rounds of steps alternate between f32 and bf16 of both, the peer's also through torch.compile (not
-with --eager). Times are medians over all timed steps, after three of warm-up.
+with --eager). Times are medians over all timed steps, after three of warm-up. A round takes at
+least a quarter of a second, or small steps would be timed while the caches are another process's.
 
 Share of the roof: FLOPs of a step over its time, over the speed of a square product in the same
 dtype. FLOPs are gpt_jax.scaling.counts', causal attention counted half.
@@ -18,6 +19,7 @@ from measuring import PEERS, Worker, alternating, arguments, machine, require, w
 from train_libraries import SHAPES, Shape
 
 DTYPES = ("float32", "bfloat16")
+LEAST_SECONDS = 0.25  # of a round
 
 
 def cases(eager: bool) -> list[tuple[str, str, bool]]:
@@ -33,7 +35,8 @@ def measure(workers: dict, name: str, shape: Shape, args, roof: dict[str, float]
     def run(case) -> list[float]:
         who, dtype, compiled = case
         job = {"shape": dataclasses.asdict(shape), "dtype": dtype, "compiled": compiled}
-        done = workers[who].run(do="steps", **job, steps=-(-args.steps // args.rounds))
+        steps, seconds = -(-args.steps // args.rounds), 0.0 if args.debug else LEAST_SECONDS
+        done = workers[who].run(do="steps", **job, steps=steps, seconds=seconds)
         processor[case] += done["processor"]
         return done["seconds"]
 
