@@ -138,7 +138,7 @@ def test_long_rows_take_less_memory_of_a_device():
              "data.vocab_size=320", "model.scan=True", "model.remat=full")  # fmt: skip
     by_rows = compile_step(_config(*words, "mesh.data=8"), jax.devices())
     by_tokens = compile_step(_config(*words, "mesh.data=1", "mesh.sequence=8"), jax.devices())
-    assert by_tokens.peak_bytes < by_rows.peak_bytes / 2, (by_tokens, by_rows)
+    assert by_tokens.peak_bytes < 0.7 * by_rows.peak_bytes, (by_tokens, by_rows)
     # One row alone: what no other axis can split.
     one = dataclasses.replace(_config(*words), mesh=MeshConfig(data=1, sequence=8))
     one = dataclasses.replace(one, train=dataclasses.replace(one.train, batch_size=1))

@@ -34,7 +34,8 @@ def _logsumexp(logits_BTV: Array) -> Array:
     """jax.nn.logsumexp over the vocabulary, f32[B, T]; on CPU in parts where it is large."""
     *lead, V = logits_BTV.shape
     least = -(-V // _MOST_FOR_ALL_CORES)
-    # GPT-2's 50,257 is 29 parts; with a prime factor too large for 64 it stays in one.
+    # GPT-2's 50,257 is 29 parts. What none of 64 numbers divides stays whole: more parts would
+    # leave little to sum in each.
     parts = next((n for n in range(least, least + 64) if V % n == 0), 1)
     whole = functools.partial(jax.nn.logsumexp, axis=-1)
     if parts == 1 or jax.sharding.get_abstract_mesh().size > 1:  # devices may share the vocabulary
