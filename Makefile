@@ -22,6 +22,7 @@ test: lint
 	$(bin)/python -m pytest -n auto --dist=loadscope --no-loadscope-reorder
 
 slow: $(VENV)/dev
+	$(bin)/python -m pip install -q -e '.[dev,peers]'
 	$(bin)/python -m pytest -m slow
 
 # The client of 2023 has the name of today's, so it lies in a folder of its own.
