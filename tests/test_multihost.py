@@ -92,7 +92,7 @@ def test_a_process_that_is_killed_is_named_and_both_come_back(tmp_path, corpus, 
     """One run, in whose every start one of the two is killed, KILLS times."""
     rng = np.random.default_rng(int.from_bytes(os.urandom(4)))
     workdir, every = tmp_path / "killed", 4
-    long = (f"train.duration={10 * KILLS}", "train.eval_every=50")
+    long = (f"train.duration={20 * KILLS}", "train.eval_every=50")
     supervised = Supervised(Group(0, workdir, corpus, cache_dir, *long))
     begun = [0]
     try:
@@ -102,6 +102,7 @@ def test_a_process_that_is_killed_is_named_and_both_come_back(tmp_path, corpus, 
             step = begun[-1] + every + int(rng.integers(1, 4))
             wait_for(lambda: steps_begun_at(workdir) == begun, supervised)  # noqa: B023
             wait_for(lambda: newest_row(workdir) >= step, supervised)  # noqa: B023
+            wait_for(lambda: newest_checkpoint(workdir) > begun[-1], supervised)  # noqa: B023
             os.kill(children(supervised.process.pid)[victim], signal.SIGKILL)
             killed = time.monotonic()
             wait_for(lambda: len(supervised.lost()) > trial, supervised)  # noqa: B023
@@ -130,6 +131,11 @@ def newest_row(workdir) -> int:
     path = workdir / "metrics.jsonl"
     rows = read_rows(path) if path.exists() else []
     return rows[-1]["step"] if rows else 0
+
+
+def newest_checkpoint(workdir) -> int:
+    steps = (path.name for path in (workdir / "checkpoints").glob("*"))
+    return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
 def wait_for(is_so, supervised: Supervised, timeout: float = 900) -> None:
