@@ -278,7 +278,7 @@ from gpt_jax.parallel.startup import start
 import orbax.checkpoint
 
 what, source, to = sys.argv[1:]
-start()
+start(one_arena=what == "convert")
 jax.numpy.zeros(3).block_until_ready()
 def peak():
     # Not getrusage's: that one begins with what the parent had.

@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from gpt_jax.convert.verify import need_transformers
 
         need_transformers()
-    start()
+    start(one_arena=True)
     return _export(arguments) if exports else _import(arguments, source)
 
 

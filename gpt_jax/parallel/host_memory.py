@@ -14,12 +14,16 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(one_arena: bool = False) -> bool:
     """Lets the process keep what it frees; True if the C library can (glibc).
 
     To be called before the first computation and the first thread. The process then holds its peak
     until it ends. With one device this keeps the blocks of the first thread, however large, and
     those of others up to 64 MiB, which is what their arenas hold.
+
+    Args:
+      one_arena: What one thread frees any may get: less memory where several write a checkpoint by
+        turns, but they wait for each other, and steps are slower.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -33,7 +37,7 @@ def keep_freed_memory() -> bool:
     ]
     # In one arena threads wait for each other, and search what compiling left behind. But threads
     # of their own compute for several devices, and their large blocks fit in no other.
-    if _num_devices() > 1:
+    if one_arena or _num_devices() > 1:
         settings.append((_M_ARENA_MAX, 1))
     return all([mallopt(name, value) == 1 for name, value in settings])
 
