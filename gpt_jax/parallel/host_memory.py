@@ -19,7 +19,7 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
 
     To be called before the first computation and the first thread. The process then holds its peak
     until it ends. With one device this keeps the blocks of the first thread, however large, and
-    those of others up to 64 MiB, which is what their arenas hold.
+    those of all others together up to 64 MiB each, which is what their arena holds.
 
     Args:
       one_arena: What one thread frees any may get: less memory where several write a checkpoint by
@@ -35,10 +35,10 @@ def keep_freed_memory(one_arena: bool = False) -> bool:
         (_M_TRIM_THRESHOLD, -1),  # the largest size: the heap never shrinks
         (_M_TOP_PAD, 1 << 28),
     ]
-    # In one arena threads wait for each other, and search what compiling left behind. But threads
-    # of their own compute for several devices, and their large blocks fit in no other.
-    if one_arena or _num_devices() > 1:
-        settings.append((_M_ARENA_MAX, 1))
+    # In one arena threads wait for each other, and search what compiling left behind. In one for
+    # each thread, those that write checkpoints keep what no other gets. But threads of their own
+    # compute for several devices, and their large blocks fit in no arena but the first.
+    settings.append((_M_ARENA_MAX, 1 if one_arena or _num_devices() > 1 else 2))
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
