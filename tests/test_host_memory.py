@@ -47,3 +47,42 @@ def test_what_a_step_frees_the_next_one_gets(num_devices, monkeypatch):
     assert devices == num_devices
     pages = 24 * devices * (96 << 20) // os.sysconf("SC_PAGE_SIZE")  # given back, the arrays alone
     assert faults < pages / 4
+
+
+# Threads that live side by side; one after the other each fills 32 MiB and lets go of them.
+_WRITERS = """
+import threading
+from gpt_jax.parallel.startup import keep_memory
+keep_memory()
+import numpy as np
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
+
+over = threading.Event()
+
+def write(done):
+    np.ones(32 << 20, np.uint8)
+    done.set()
+    over.wait()
+
+before = resident()
+for _ in range(8):
+    done = threading.Event()
+    threading.Thread(target=write, args=(done,)).start()
+    done.wait()
+print((resident() - before) // 1024)
+over.set()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_threads_that_write_by_turns_keep_the_memory_of_one(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITERS], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert int(done.stdout) < 4 * 32  # MiB; with an arena for each thread it is 8 times 32
